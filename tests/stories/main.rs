@@ -1,0 +1,3 @@
+//! The stories: what users see, told on real parts.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The testbed's binary.
+
+fn main() {}
