@@ -54,16 +54,20 @@ impl Assets {
         let index = envtest::index_url();
         part.step("looking for the release archive of etcd and kube-apiserver");
         if let Err(no_archive) = envtest::fetch(&index, VERSION, &made, part).await {
-            part.step(format!("no archive: {no_archive:#}"));
+            part.step(format!(
+                "no archive ({}); building instead",
+                no_archive.root_cause()
+            ));
             if let Err(no_build) = go::build(&["etcd", "kube-apiserver"], &made, part).await {
                 bail!(
                     "etcd and kube-apiserver {VERSION} are needed, and every way to them failed:\n\
                      - KUBEBUILDER_ASSETS, a directory that holds both, is not set;\n\
                      - {} does not hold them;\n\
-                     - the release archive listed in {index}: {no_archive:#};\n\
+                     - the release archive of its index: {no_archive}: {};\n\
                      - a build from Go modules: {no_build:#}\n\
                      Any one is enough.",
-                    target.display()
+                    target.display(),
+                    no_archive.root_cause(),
                 );
             }
         }
