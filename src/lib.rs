@@ -1,1 +1,7 @@
 //! `cyberdesk-operator`: keeps a fleet of virtual desktops true to a Postgres table.
+pub mod crd;
+pub mod model;
+pub mod names;
+pub mod plan;
+pub mod reason;
+pub mod template;
