@@ -3,5 +3,6 @@ pub mod crd;
 pub mod model;
 pub mod names;
 pub mod plan;
+pub mod queue;
 pub mod reason;
 pub mod template;

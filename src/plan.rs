@@ -202,18 +202,18 @@ impl<'a> Desktop<'a> {
             return self.end(view, &end, now);
         }
         let left = self.expires_at.duration_since(self.now(now));
-        let Ok(wait) = Duration::try_from(left).map_err(drop).and_then(|left| if left.is_zero() { Err(()) } else { Ok(left) })
-        else {
+        if left <= SignedDuration::ZERO {
             return match self.row {
                 Some(row) => Plan { actions: vec![Action::Expire(row.id)], wait: None },
                 None => self.end(view, &reason::end(Reason::Timeout, None, now.cluster), now),
             };
-        };
+        }
+        let wait = Some(left.unsigned_abs());
         match self.observed_end(view, now) {
             // The end must stand in the CR before anything is deleted on its account.
-            Some(_) if self.cr.is_none() => Plan { actions: self.project(), wait: Some(wait) },
+            Some(_) if self.cr.is_none() => Plan { actions: self.project(), wait },
             Some(end) => self.end(view, &end, now),
-            None => Plan { actions: self.live(view, now), wait: Some(wait) },
+            None => Plan { actions: self.live(view, now), wait },
         }
     }
 
@@ -537,5 +537,4 @@ fn later(at: Timestamp, by: SignedDuration) -> Timestamp {
 }
 
 #[cfg(test)]
-#[path = "plan/tests.rs"]
 mod tests;

@@ -321,5 +321,4 @@ fn cloud_init_of(volume: &mut Value) -> Option<&mut Map<String, Value>> {
 }
 
 #[cfg(test)]
-#[path = "template/tests.rs"]
 mod tests;
