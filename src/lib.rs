@@ -1,5 +1,6 @@
 //! `cyberdesk-operator`: keeps a fleet of virtual desktops true to a Postgres table.
 pub mod crd;
+pub mod database;
 pub mod model;
 pub mod names;
 pub mod plan;
