@@ -1,0 +1,156 @@
+//! The `Cyberdesk` custom resource: the projection of a desktop for people with kubectl.
+//!
+//! A row's CR is written by us and kept as the row wants it. One that a person applies is theirs: its
+//! spec is never written by us, and it gets its VM, status, deadline and cleanup without any row.
+
+use jiff::Timestamp;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, CustomResourceExt};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What is wanted of a desktop.
+#[derive(CustomResource, Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[kube(
+    group = "cyberdesk.io",
+    version = "v1alpha1",
+    kind = "Cyberdesk",
+    plural = "cyberdesks",
+    shortname = "cd",
+    shortname = "cds",
+    category = "all",
+    namespaced,
+    doc = "A virtual desktop: one KubeVirt virtual machine with a deadline.",
+    status = "CyberdeskStatus",
+    validation = Rule::new("self.metadata.name.size() <= 49 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
+        .message("the name must be a DNS label of at most 49 characters: the VM is named cyberdesk-NAME"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "VM", type_ = "string", json_path = ".status.virtualMachineRef.name"),
+    printcolumn(name = "Node", type_ = "string", json_path = ".status.node"),
+    printcolumn(name = "IP", type_ = "string", json_path = ".status.ip"),
+    printcolumn(name = "Expires", type_ = "string", json_path = ".status.expiryTime"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
+    printcolumn(name = "User", type_ = "string", json_path = ".metadata.labels.cyberdesk\\.io/user", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct CyberdeskSpec {
+    /// How long the desktop lives, in milliseconds from the creation of this object. Without this and
+    /// without expiresAt it lives for 24 hours. The earlier of the two counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1000))]
+    pub timeout_ms: Option<i64>,
+    /// When the desktop ends. On the desktop of a database row this is the row's timeout_at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
+    pub expires_at: Option<Timestamp>,
+    /// Choices that the VM template offers, such as which template to use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_object")]
+    pub params: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// What has become of a desktop.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CyberdeskStatus {
+    /// Where the desktop is in its life.
+    pub phase: Option<Phase>,
+    /// Why it is in this phase: one stable word.
+    pub reason: Option<String>,
+    /// The same for people; KubeVirt's own words where it has some.
+    pub message: Option<String>,
+    /// `Ready`: the desktop can be used. `Ended`: it is over, and nothing of it is left.
+    #[schemars(schema_with = "conditions")]
+    pub conditions: Option<Vec<Condition>>,
+    /// The generation of the spec that this status speaks of.
+    pub observed_generation: Option<i64>,
+    /// The virtual machine made for it. Once this is set, a vanished VM is never made again.
+    pub virtual_machine_ref: Option<VirtualMachineRef>,
+    /// When it was first ready.
+    #[schemars(with = "Option<Time>")]
+    pub start_time: Option<Timestamp>,
+    /// When its deadline is.
+    #[schemars(with = "Option<Time>")]
+    pub expiry_time: Option<Timestamp>,
+    /// The node that it runs on. A live migration changes it.
+    pub node: Option<String>,
+    /// The address of its first interface that has one.
+    pub ip: Option<String>,
+    /// How and why it ends, written before its VM is deleted: what was decided survives the operator.
+    pub end: Option<End>,
+}
+
+/// Where a desktop is in its life.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// It waits for its VM.
+    Pending,
+    /// Its VM is there, the guest is not ready.
+    Starting,
+    /// The guest is ready.
+    Running,
+    /// It ends; its VM is being shut down.
+    Stopping,
+    /// It is over as somebody or its deadline wanted.
+    Terminated,
+    /// It is over, or was never started, because something went wrong.
+    Error,
+}
+
+/// The virtual machine of a desktop.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub struct VirtualMachineRef {
+    /// Its name, which is also the name of its VirtualMachineInstance.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+/// A decided end.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub struct End {
+    /// `Terminated` or `Error`.
+    pub phase: Phase,
+    /// Why: one stable word.
+    pub reason: String,
+    /// The same for people.
+    #[serde(default)]
+    pub message: Option<String>,
+    /// When it was decided.
+    #[schemars(with = "Time")]
+    pub at: Timestamp,
+}
+
+/// The CRD, as `deploy/crd` holds it.
+pub fn definition() -> CustomResourceDefinition {
+    Cyberdesk::crd()
+}
+
+fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": "object", "nullable": true, "x-kubernetes-preserve-unknown-fields": true })
+}
+
+fn conditions(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let text = |max: u32| serde_json::json!({ "type": "string", "maxLength": max });
+    schemars::json_schema!({
+        "type": "array",
+        "nullable": true,
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+        "items": {
+            "type": "object",
+            "required": ["type", "status", "reason", "message", "lastTransitionTime"],
+            "properties": {
+                "type": text(316),
+                "status": { "type": "string", "enum": ["True", "False", "Unknown"] },
+                "reason": text(1024),
+                "message": text(32768),
+                "observedGeneration": { "type": "integer", "format": "int64", "minimum": 0 },
+                "lastTransitionTime": { "type": "string", "format": "date-time" },
+            },
+        },
+    })
+}

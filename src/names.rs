@@ -1,0 +1,197 @@
+//! Names: how a desktop's key becomes the names of its objects, both ways, and the marks we put on them.
+//!
+//! The key of a desktop is the name of its `Cyberdesk` object: the row's id, or what a person chose for
+//! one applied by hand. VM and VMI are `cyberdesk-<key>`. Whether an object is ours is told by its
+//! labels alone, never by its name: see [`Owner`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use kube::api::ObjectMeta;
+use uuid::Uuid;
+
+/// API group of the CRD, and prefix of all our labels and annotations.
+pub const GROUP: &str = "cyberdesk.io";
+/// Field manager of our server-side applies, value of the `managed-by` label and of `${managed_by}`.
+pub const MANAGER: &str = "cyberdesk-operator";
+
+const VM_PREFIX: &str = "cyberdesk-";
+
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Label with the key: `kubectl get all -l cyberdesk.io/desktop=ID` finds all of one desktop.
+pub const LABEL_DESKTOP: &str = "cyberdesk.io/desktop";
+/// Label with the row's user: `kubectl get vm -l cyberdesk.io/user=ID` finds all of one user.
+pub const LABEL_USER: &str = "cyberdesk.io/user";
+const LABEL_ORIGIN: &str = "cyberdesk.io/origin";
+const LABEL_OWNER: &str = "cyberdesk.io/owner";
+/// Annotation with the identity of the database that a row-born object came from.
+pub const ANNOTATION_DATABASE: &str = "cyberdesk.io/database";
+/// Annotation with the hash of the template that a VM was made from.
+pub const ANNOTATION_TEMPLATE: &str = "cyberdesk.io/template-hash";
+
+/// The key of a desktop: the name of its CR.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(Arc<str>);
+
+impl Key {
+    /// The key of the desktop whose CR has this name.
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    /// The key of the desktop of this row.
+    pub fn of_row(id: Uuid) -> Self {
+        Self::new(&id.hyphenated().to_string())
+    }
+
+    /// The row that this key may belong to. `None`: it cannot be a row's, so a person made it.
+    ///
+    /// Only the canonical spelling counts, because it alone leads back to the same key.
+    pub fn row_id(&self) -> Option<Uuid> {
+        let id = Uuid::try_parse(&self.0).ok()?;
+        (id.hyphenated().to_string() == *self.0).then_some(id)
+    }
+
+    /// The name of its VM, and of the VMI, which KubeVirt names as the VM.
+    pub fn vm_name(&self) -> String {
+        format!("{VM_PREFIX}{}", self.0)
+    }
+
+    /// The name of the Secret with its cloud-init user data.
+    pub fn secret_name(&self) -> String {
+        format!("{VM_PREFIX}{}-user-data", self.0)
+    }
+
+    /// The way back from the name of a VM or VMI. `None` means that it is not one of ours.
+    pub fn from_vm_name(name: &str) -> Option<Self> {
+        name.strip_prefix(VM_PREFIX)
+            .filter(|key| !key.is_empty())
+            .map(Self::new)
+    }
+
+    /// The name of its CR.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// Whom an object of ours was made for: its provenance mark.
+///
+/// A VM is found again by its name, but belongs to a desktop only if the owner is the same: a CR by hand
+/// that was deleted and applied anew is another desktop, and has another UID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The row with this id.
+    Row(Uuid),
+    /// The CR with this UID, applied by a person.
+    Hand(String),
+}
+
+impl Owner {
+    /// Reads the mark of an object. `None`: the object is not ours, whatever its name.
+    pub fn of(meta: &ObjectMeta) -> Option<Self> {
+        let labels = meta.labels.as_ref()?;
+        if labels.get(MANAGED_BY).map(String::as_str) != Some(MANAGER) {
+            return None;
+        }
+        let owner = labels.get(LABEL_OWNER)?;
+        match labels.get(LABEL_ORIGIN)?.as_str() {
+            "row" => Uuid::try_parse(owner).ok().map(Self::Row),
+            "hand" => Some(Self::Hand(owner.clone())),
+            _ => None,
+        }
+    }
+
+    fn origin(&self) -> &'static str {
+        match self {
+            Self::Row(_) => "row",
+            Self::Hand(_) => "hand",
+        }
+    }
+
+    /// The value of the owner label: the row's id or the CR's UID.
+    pub fn id(&self) -> String {
+        match self {
+            Self::Row(id) => id.hyphenated().to_string(),
+            Self::Hand(uid) => uid.clone(),
+        }
+    }
+
+    /// Selects what belongs to this owner, for deletion by label.
+    pub fn selector(&self) -> String {
+        format!("{MANAGED_BY}={MANAGER},{LABEL_OWNER}={}", self.id())
+    }
+
+    /// The labels of an object made for this owner.
+    pub fn labels(&self, key: &Key, user: Option<Uuid>) -> BTreeMap<String, String> {
+        let mut labels = BTreeMap::from([
+            (MANAGED_BY.to_owned(), MANAGER.to_owned()),
+            (LABEL_DESKTOP.to_owned(), key.to_string()),
+            (LABEL_ORIGIN.to_owned(), self.origin().to_owned()),
+            (LABEL_OWNER.to_owned(), self.id()),
+        ]);
+        if let Some(user) = user {
+            labels.insert(LABEL_USER.to_owned(), user.hyphenated().to_string());
+        }
+        labels
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_name_leads_back_to_its_key_and_a_key_to_its_row() {
+        let id = Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
+        let key = Key::of_row(id);
+        assert_eq!(Key::from_vm_name(&key.vm_name()), Some(key.clone()));
+        assert_eq!(key.row_id(), Some(id));
+        assert!(key.vm_name().len() <= 49, "{}", key.vm_name());
+    }
+
+    #[test]
+    fn names_of_others_are_not_ours() {
+        assert_eq!(Key::from_vm_name("win11"), None);
+        assert_eq!(Key::from_vm_name("cyberdesk-"), None);
+        assert_eq!(Key::new("my-desk").row_id(), None);
+        let shouted = Uuid::from_u128(0xabc)
+            .hyphenated()
+            .to_string()
+            .to_uppercase();
+        assert_eq!(
+            Key::new(&shouted).row_id(),
+            None,
+            "another spelling would lead to another key"
+        );
+    }
+
+    #[test]
+    fn an_owner_is_read_back_from_its_labels() {
+        for owner in [
+            Owner::Row(Uuid::from_u128(7)),
+            Owner::Hand("some-uid".into()),
+        ] {
+            let labels = owner.labels(&Key::new("k"), Some(Uuid::from_u128(9)));
+            let meta = ObjectMeta {
+                labels: Some(labels),
+                ..Default::default()
+            };
+            assert_eq!(Owner::of(&meta), Some(owner));
+        }
+        assert_eq!(Owner::of(&ObjectMeta::default()), None);
+    }
+}

@@ -1,0 +1,689 @@
+//! Decides: what was seen of a desktop, and the time, in; what to do out. Does nothing itself.
+//!
+//! Every desktop is brought one step further by [`plan`] whenever anything may have changed, and by
+//! nothing else. What must stay true here:
+//!
+//! - Nothing is done on what could not be seen. A cached `Absent` is enough to create (the name is the
+//!   guard); to declare a desktop over, VM and VMI must have been looked for live.
+//! - A VM that was recorded and is gone means an end, never another VM.
+//! - An end that the cluster decided (crash, power-off) stands in the CR before the VM is deleted.
+//! - What is not marked as this desktop's is never touched.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::crd::{CyberdeskSpec, CyberdeskStatus, End, Phase, VirtualMachineRef};
+use crate::model::{
+    Cr, Desired, Now, Report, Row, RowStatus, RunStrategy, Seen, Vm, Vmi, VmiPhase,
+};
+use crate::names::{Key, Owner};
+use crate::reason::{self, Reason};
+use crate::template::{Manifests, Refusal, Templates};
+
+/// How long a desktop applied by hand lives when its spec does not say: as long as a row's by default.
+const DEFAULT_LIFETIME: SignedDuration = SignedDuration::from_hours(24);
+
+/// Everything that is known of one desktop, and what its VM would be made from.
+#[derive(Clone, Debug)]
+pub struct View<'a> {
+    /// Whose.
+    pub key: &'a Key,
+    /// Its row. `Absent` only if the database said so, or the key cannot be a row's.
+    pub row: Seen<Row>,
+    /// Its CR.
+    pub cr: Seen<Cr>,
+    /// The VM of its name, ours or not.
+    pub vm: Seen<Vm>,
+    /// The VMI of its name, ours or not.
+    pub vmi: Seen<Vmi>,
+    /// Whether VM and VMI were asked of the API server just now, not read from a cache.
+    pub live: bool,
+    /// What the API server said when it refused for good the VM that we last wanted to make.
+    pub refused: Option<&'a str>,
+    /// What VMs are made from.
+    pub templates: &'a Templates,
+}
+
+/// One effect. [`act`](crate::act) has one call for each.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Make the row's CR.
+    CreateCr {
+        /// The row's id and user, for its labels.
+        owner: (Uuid, Uuid),
+        /// The spec that projects the row.
+        spec: CyberdeskSpec,
+    },
+    /// Make labels and spec of the row's CR what the row wants, by server-side apply.
+    ApplyCr {
+        /// The CR meant, and no later one of its name.
+        uid: String,
+        /// The row's id and user, for its labels.
+        owner: (Uuid, Uuid),
+        /// The spec that projects the row.
+        spec: CyberdeskSpec,
+    },
+    /// Write the status of the CR.
+    WriteCrStatus {
+        /// The CR meant, and no later one of its name.
+        uid: String,
+        /// The whole status.
+        status: Box<CyberdeskStatus>,
+    },
+    /// Delete the CR.
+    DeleteCr {
+        /// The CR meant, and no later one of its name.
+        uid: String,
+    },
+    /// Make the Secret with the user data, then the VM.
+    CreateVm {
+        /// Whom for.
+        owner: Owner,
+        /// Both objects.
+        manifests: Box<Manifests>,
+    },
+    /// Delete the VM; KubeVirt shuts its guest down.
+    DeleteVm {
+        /// The VM meant, and no later one of its name.
+        uid: String,
+    },
+    /// Delete a VMI whose VM is gone.
+    DeleteVmi {
+        /// The VMI meant, and no later one of its name.
+        uid: String,
+    },
+    /// Delete the Secret with the user data.
+    DeleteSecret {
+        /// Whose.
+        owner: Owner,
+    },
+    /// Ask the API server for VM and VMI, then plan again: it matters that they are really gone.
+    LookLive,
+    /// Ask the database to end the row at its deadline; its row lock decides against an extension.
+    Expire(Uuid),
+    /// Tell the database.
+    Report(Report),
+    /// Nothing of it is left anywhere: drop what is remembered of it.
+    Forget,
+}
+
+/// What to do now, and when to look again even if nothing happens.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// In this order; the first that fails ends the round.
+    pub actions: Vec<Action>,
+    /// Time to the next deadline.
+    pub wait: Option<Duration>,
+}
+
+impl Plan {
+    fn nothing() -> Self {
+        Self::default()
+    }
+}
+
+/// Decides, and does nothing: the same view at the same instant gives the same plan.
+pub fn plan(view: &View<'_>, now: Now) -> Plan {
+    match (&view.row, &view.cr) {
+        // "Could not see" is not "is not there".
+        (_, Seen::Unknown) => Plan::nothing(),
+        // The database is away. Its rows' desktops live on; nothing is decided over their heads.
+        (Seen::Unknown, _) => Plan::nothing(),
+
+        (Seen::Present(row), cr) if row.ended => clear_away(view, row, cr.present()),
+        (Seen::Present(row), cr) => Desktop::of_row(row, cr.present()).plan(view, now),
+
+        (Seen::Absent, Seen::Present(cr)) if cr.owner.is_none() => match Desktop::by_hand(cr) {
+            Ok(desktop) => desktop.plan(view, now),
+            Err(why) => refuse_spec(view, cr, why, now),
+        },
+        // Made for a row that the database does not know: of another database, or older than its
+        // tombstones. It is reported elsewhere and never deleted on this evidence alone.
+        (Seen::Absent, Seen::Present(_)) => Plan::nothing(),
+        (Seen::Absent, Seen::Absent) => collect_leftovers(view),
+    }
+}
+
+/// One desktop while it has a row or a CR: the two kinds differ in where their wants come from and in
+/// where their end is recorded, and in nothing else.
+struct Desktop<'a> {
+    owner: Owner,
+    row: Option<&'a Row>,
+    cr: Option<&'a Cr>,
+    params: Option<Value>,
+    expires_at: Timestamp,
+}
+
+impl<'a> Desktop<'a> {
+    fn of_row(row: &'a Row, cr: Option<&'a Cr>) -> Self {
+        Self {
+            owner: Owner::Row(row.id),
+            row: Some(row),
+            cr,
+            params: row.params.clone(),
+            expires_at: row.expires_at,
+        }
+    }
+
+    fn by_hand(cr: &'a Cr) -> Result<Self, &'a str> {
+        let spec = cr.spec.as_ref().map_err(String::as_str)?;
+        let by_timeout = spec
+            .timeout_ms
+            .map(|ms| later(cr.created, SignedDuration::from_millis(ms)));
+        let expires_at = match (by_timeout, spec.expires_at) {
+            (Some(a), Some(b)) => a.min(b),
+            (Some(at), None) | (None, Some(at)) => at,
+            (None, None) => later(cr.created, DEFAULT_LIFETIME),
+        };
+        let params = spec.params.clone().map(Value::Object);
+        Ok(Self {
+            owner: Owner::Hand(cr.uid.clone()),
+            row: None,
+            cr: Some(cr),
+            params,
+            expires_at,
+        })
+    }
+
+    fn now(&self, now: Now) -> Timestamp {
+        if self.row.is_some() {
+            now.database
+        } else {
+            now.cluster
+        }
+    }
+
+    /// The VM that was made for it, as far as anyone recorded it.
+    fn recorded_vm(&self) -> Option<&str> {
+        let by_row = self.row.and_then(|row| row.vm_uid.as_deref());
+        let by_cr = || Some(self.cr?.status.virtual_machine_ref.as_ref()?.uid.as_str());
+        by_row.or_else(by_cr)
+    }
+
+    /// An end that was decided before: by the cluster (recorded in the CR), or by the database.
+    fn decided_end(&self, now: Now) -> Option<End> {
+        if let Some(end) = self.cr.and_then(|cr| cr.status.end.clone()) {
+            return Some(end);
+        }
+        let row = self.row.filter(|row| row.desired == Desired::Absent)?;
+        let phase = if row.status == RowStatus::Error {
+            Phase::Error
+        } else {
+            Phase::Terminated
+        };
+        let reason = row
+            .reason
+            .clone()
+            .unwrap_or_else(|| Reason::Requested.to_string());
+        Some(End {
+            phase,
+            reason,
+            message: row.message.clone(),
+            at: now.database,
+        })
+    }
+
+    fn plan(&self, view: &View<'_>, now: Now) -> Plan {
+        if let Some(end) = self.decided_end(now) {
+            return self.end(view, &end, now);
+        }
+        let left = self.expires_at.duration_since(self.now(now));
+        if left <= SignedDuration::ZERO {
+            return match self.row {
+                Some(row) => Plan {
+                    actions: vec![Action::Expire(row.id)],
+                    wait: None,
+                },
+                None => self.end(view, &reason::end(Reason::Timeout, None, now.cluster), now),
+            };
+        }
+        let wait = Some(left.unsigned_abs());
+        match self.observed_end(view, now) {
+            // The end must stand in the CR before anything is deleted on its account.
+            Some(_) if self.cr.is_none() => Plan {
+                actions: self.project(),
+                wait,
+            },
+            Some(end) => self.end(view, &end, now),
+            None => Plan {
+                actions: self.live(view, now),
+                wait,
+            },
+        }
+    }
+
+    /// What the cluster says of an end that nobody asked for.
+    fn observed_end(&self, view: &View<'_>, now: Now) -> Option<End> {
+        let end = |reason, message: Option<String>| Some(reason::end(reason, message, now.cluster));
+        match (&view.vm, &view.vmi) {
+            (Seen::Unknown, _) | (_, Seen::Unknown) => None,
+            (Seen::Absent, _) => match self.recorded_vm() {
+                Some(_) if view.live => end(Reason::VmDeleted, None),
+                Some(_) => None,
+                None => {
+                    if let Some(words) = view.refused {
+                        return end(Reason::Refused, Some(words.to_owned()));
+                    }
+                    match self.render(view) {
+                        Ok(_) => None,
+                        Err(refusal) => end(refusal.reason, Some(refusal.message)),
+                    }
+                }
+            },
+            // A CR by hand that was deleted and applied anew: the VM of the first one goes first.
+            (Seen::Present(vm), _) if self.is_predecessors(vm) => None,
+            (Seen::Present(vm), _) if vm.owner.as_ref() != Some(&self.owner) => {
+                let name = view.key.vm_name();
+                end(
+                    Reason::NameTaken,
+                    Some(format!(
+                        "there is a VirtualMachine {name} that is not of this desktop"
+                    )),
+                )
+            }
+            (Seen::Present(vm), _) if vm.deleting => end(Reason::VmDeleted, None),
+            // The VM that was recorded is gone, and somebody's late create made another one.
+            (Seen::Present(vm), _) if self.recorded_vm().is_some_and(|uid| uid != vm.uid) => {
+                end(Reason::VmDeleted, None)
+            }
+            (Seen::Present(vm), vmi) => self
+                .guest_end(vm, vmi.present(), view.live)
+                .and_then(|(r, m)| end(r, m)),
+        }
+    }
+
+    /// Whether the guest is over for good, as KubeVirt will not start it again.
+    fn guest_end(
+        &self,
+        vm: &Vm,
+        vmi: Option<&Vmi>,
+        live: bool,
+    ) -> Option<(Reason, Option<String>)> {
+        match (vm.run_strategy, vmi) {
+            // Under `Once` a VMI that somebody deletes is started anew, whatever it ends as.
+            (RunStrategy::Once, Some(vmi)) if vmi.deleting => None,
+            (RunStrategy::Once | RunStrategy::RerunOnFailure, Some(vmi))
+                if vmi.phase == VmiPhase::Succeeded =>
+            {
+                Some((Reason::GuestShutdown, None))
+            }
+            (RunStrategy::Once, Some(vmi)) if vmi.phase == VmiPhase::Failed => Some((
+                Reason::GuestCrashed,
+                vmi.waiting.as_ref().map(|(_, words)| words.clone()),
+            )),
+            // KubeVirt deletes the VMI of a guest that powered off: its last word may have been missed.
+            (RunStrategy::RerunOnFailure, None)
+                if live && self.has_run() && !vm.restart_pending =>
+            {
+                Some((Reason::GuestShutdown, None))
+            }
+            _ => None,
+        }
+    }
+
+    fn has_run(&self) -> bool {
+        self.cr.is_some_and(|cr| cr.status.start_time.is_some())
+    }
+
+    fn is_predecessors(&self, vm: &Vm) -> bool {
+        matches!((&self.owner, &vm.owner), (Owner::Hand(ours), Some(Owner::Hand(theirs))) if ours != theirs)
+    }
+
+    fn render(&self, view: &View<'_>) -> Result<Manifests, Refusal> {
+        view.templates.render(
+            view.key,
+            &self.owner,
+            self.row.map(|row| row.user_id),
+            self.params.as_ref(),
+        )
+    }
+
+    /// Brings CR, VM and row in line with a desktop that lives.
+    fn live(&self, view: &View<'_>, now: Now) -> Vec<Action> {
+        let mut actions = self.project();
+        let (Seen::Absent | Seen::Present(_), Seen::Absent | Seen::Present(_)) =
+            (&view.vm, &view.vmi)
+        else {
+            return actions;
+        };
+        match view.vm.present() {
+            Some(vm) if self.is_predecessors(vm) => {
+                if !vm.deleting {
+                    actions.push(Action::DeleteVm {
+                        uid: vm.uid.clone(),
+                    });
+                }
+                actions.extend(self.status(view, None, now));
+            }
+            Some(vm) => {
+                actions.extend(self.status(view, None, now));
+                actions.extend(self.row.and_then(|row| news(row, vm, view.vmi.present())));
+                let may_be_over = view.vmi == Seen::Absent
+                    && vm.run_strategy == RunStrategy::RerunOnFailure
+                    && self.has_run();
+                if may_be_over && !view.live && !vm.restart_pending {
+                    actions.push(Action::LookLive);
+                }
+            }
+            None if self.recorded_vm().is_some() => actions.push(Action::LookLive),
+            None => match self.render(view) {
+                Ok(manifests) => actions.push(Action::CreateVm {
+                    owner: self.owner.clone(),
+                    manifests: Box::new(manifests),
+                }),
+                Err(_) => unreachable!("a template that does not render is an observed end"),
+            },
+        }
+        actions
+    }
+
+    /// The row's CR, as the row wants it. A CR by hand is its owner's.
+    fn project(&self) -> Vec<Action> {
+        let Some(row) = self.row else { return vec![] };
+        let owner = (row.id, row.user_id);
+        let spec = CyberdeskSpec {
+            timeout_ms: None,
+            expires_at: Some(row.expires_at),
+            params: row.params.as_ref().and_then(Value::as_object).cloned(),
+        };
+        match self.cr {
+            None => vec![Action::CreateCr { owner, spec }],
+            Some(cr) => {
+                let same = cr.owner.as_ref() == Some(&self.owner)
+                    && cr.spec.as_ref().is_ok_and(|seen| {
+                        (seen.expires_at, &seen.params) == (spec.expires_at, &spec.params)
+                    });
+                if same {
+                    vec![]
+                } else {
+                    vec![Action::ApplyCr {
+                        uid: cr.uid.clone(),
+                        owner,
+                        spec,
+                    }]
+                }
+            }
+        }
+    }
+
+    /// Brings a desktop whose end is decided to it: VM first, then the word that it is over, CR last.
+    fn end(&self, view: &View<'_>, end: &End, now: Now) -> Plan {
+        let mut actions: Vec<Action> = self
+            .status(view, Some((end, false)), now)
+            .into_iter()
+            .collect();
+        let ours = |owner: &Option<Owner>| owner.as_ref() == Some(&self.owner);
+        match (&view.vm, &view.vmi) {
+            (Seen::Unknown, _) | (_, Seen::Unknown) => (),
+            (Seen::Present(vm), _) if ours(&vm.owner) => {
+                if !vm.deleting {
+                    actions.push(Action::DeleteVm {
+                        uid: vm.uid.clone(),
+                    });
+                }
+            }
+            (_, Seen::Present(vmi)) if ours(&vmi.owner) => {
+                if !vmi.deleting {
+                    actions.push(Action::DeleteVmi {
+                        uid: vmi.uid.clone(),
+                    });
+                }
+            }
+            _ if !view.live => {
+                // A CR by hand whose last word is written has nothing more to be looked for.
+                let over = self.status(view, Some((end, true)), now).is_none();
+                if self.row.is_none() && over {
+                    return Plan::nothing();
+                }
+                actions.push(Action::LookLive);
+            }
+            _ => {
+                actions = vec![Action::DeleteSecret {
+                    owner: self.owner.clone(),
+                }];
+                match self.row {
+                    Some(row) => {
+                        actions.push(Action::Report(last_word(row, end, self.recorded_vm())))
+                    }
+                    None => actions.extend(self.status(view, Some((end, true)), now)),
+                }
+            }
+        }
+        Plan {
+            actions,
+            wait: None,
+        }
+    }
+
+    /// The write that makes the CR's status true, if it is not.
+    fn status(&self, view: &View<'_>, end: Option<(&End, bool)>, now: Now) -> Option<Action> {
+        let cr = self.cr?;
+        // Once over, what was last known of it stays.
+        if end.is_some_and(|(_, over)| !over) && is_over(&cr.status) {
+            return None;
+        }
+        let status = status(cr, view, end, self.expires_at, self.now(now), &self.owner);
+        (status != cr.status).then(|| Action::WriteCrStatus {
+            uid: cr.uid.clone(),
+            status: Box::new(status),
+        })
+    }
+}
+
+/// What the database does not know yet of a desktop that lives.
+fn news(row: &Row, vm: &Vm, vmi: Option<&Vmi>) -> Option<Action> {
+    let ready = vmi.is_some_and(|vmi| vmi.ready && !vmi.deleting);
+    let status = (ready && row.status == RowStatus::Pending).then_some(RowStatus::Running);
+    let known = row.observed_generation >= row.generation && row.vm_uid.as_deref() == Some(&vm.uid);
+    (!known || status.is_some()).then(|| {
+        Action::Report(Report {
+            id: row.id,
+            generation: row.generation,
+            vm_uid: Some(vm.uid.clone()),
+            status,
+            reason: None,
+            message: None,
+            ended: false,
+        })
+    })
+}
+
+fn last_word(row: &Row, end: &End, vm_uid: Option<&str>) -> Report {
+    let status = if end.phase == Phase::Error {
+        RowStatus::Error
+    } else {
+        RowStatus::Terminated
+    };
+    Report {
+        id: row.id,
+        generation: row.generation,
+        vm_uid: vm_uid.map(str::to_owned),
+        status: Some(status),
+        reason: Some(end.reason.clone()),
+        message: end.message.clone(),
+        ended: true,
+    }
+}
+
+/// The row is over: nothing of it may be left. A create that landed late is found here too.
+fn clear_away(view: &View<'_>, row: &Row, cr: Option<&Cr>) -> Plan {
+    let ours = |owner: &Option<Owner>| owner.as_ref() == Some(&Owner::Row(row.id));
+    let actions = match (&view.vm, &view.vmi) {
+        (Seen::Unknown, _) | (_, Seen::Unknown) => vec![],
+        (Seen::Present(vm), _) if ours(&vm.owner) && vm.deleting => vec![],
+        (Seen::Present(vm), _) if ours(&vm.owner) => {
+            vec![
+                Action::DeleteSecret {
+                    owner: Owner::Row(row.id),
+                },
+                Action::DeleteVm {
+                    uid: vm.uid.clone(),
+                },
+            ]
+        }
+        (_, Seen::Present(vmi)) if ours(&vmi.owner) && vmi.deleting => vec![],
+        (_, Seen::Present(vmi)) if ours(&vmi.owner) => vec![Action::DeleteVmi {
+            uid: vmi.uid.clone(),
+        }],
+        _ => match cr {
+            Some(cr) => vec![Action::DeleteCr {
+                uid: cr.uid.clone(),
+            }],
+            None => vec![Action::Forget],
+        },
+    };
+    Plan {
+        actions,
+        wait: None,
+    }
+}
+
+/// Neither row nor CR: what a desktop by hand left behind when its CR was deleted goes too.
+fn collect_leftovers(view: &View<'_>) -> Plan {
+    let by_hand = |owner: &Option<Owner>| {
+        owner
+            .clone()
+            .filter(|owner| matches!(owner, Owner::Hand(_)))
+    };
+    let actions = match (&view.vm, &view.vmi) {
+        (Seen::Unknown, _) | (_, Seen::Unknown) => vec![],
+        (Seen::Present(vm), _) => match by_hand(&vm.owner) {
+            // The Secret first: nothing would lead back to it once the VM is gone.
+            Some(owner) if !vm.deleting => {
+                vec![
+                    Action::DeleteSecret { owner },
+                    Action::DeleteVm {
+                        uid: vm.uid.clone(),
+                    },
+                ]
+            }
+            _ => vec![],
+        },
+        (Seen::Absent, Seen::Present(vmi)) if by_hand(&vmi.owner).is_some() && !vmi.deleting => {
+            vec![Action::DeleteVmi {
+                uid: vmi.uid.clone(),
+            }]
+        }
+        (Seen::Absent, _) => vec![Action::Forget],
+    };
+    Plan {
+        actions,
+        wait: None,
+    }
+}
+
+/// A CR by hand whose spec cannot be read: it says so, and nothing is made of it.
+fn refuse_spec(view: &View<'_>, cr: &Cr, why: &str, now: Now) -> Plan {
+    let desktop = Desktop {
+        owner: Owner::Hand(cr.uid.clone()),
+        row: None,
+        cr: Some(cr),
+        params: None,
+        expires_at: later(cr.created, DEFAULT_LIFETIME),
+    };
+    let end = reason::end(Reason::BadSpec, Some(why.to_owned()), now.cluster);
+    desktop.end(view, desktop.decided_end(now).as_ref().unwrap_or(&end), now)
+}
+
+fn is_over(status: &CyberdeskStatus) -> bool {
+    status.end.is_some() && matches!(status.phase, Some(Phase::Terminated | Phase::Error))
+}
+
+/// The status that a CR should have.
+fn status(
+    cr: &Cr,
+    view: &View<'_>,
+    end: Option<(&End, bool)>,
+    expires_at: Timestamp,
+    now: Timestamp,
+    owner: &Owner,
+) -> CyberdeskStatus {
+    let before = &cr.status;
+    let vm = view
+        .vm
+        .present()
+        .filter(|vm| vm.owner.as_ref() == Some(owner));
+    let vmi = view.vmi.present().filter(|_| vm.is_some());
+    let ready = vmi.is_some_and(|vmi| vmi.ready && vmi.phase == VmiPhase::Running && !vmi.deleting);
+    let phase = match end {
+        Some((end, true)) => end.phase,
+        Some((_, false)) => Phase::Stopping,
+        None if ready => Phase::Running,
+        None if vm.is_some() => Phase::Starting,
+        None => Phase::Pending,
+    };
+    // Until the guest runs, KubeVirt's own words for what it waits for are all there is to say.
+    let held_up = vm
+        .and_then(|vm| {
+            vm.failure
+                .clone()
+                .map(|words| ("FailedCreate".to_owned(), words))
+        })
+        .or_else(|| vmi.and_then(|vmi| vmi.waiting.clone()))
+        .filter(|_| !ready);
+    let (why, message) = match (end, held_up) {
+        (Some((end, _)), _) => (Some(end.reason.clone()), end.message.clone()),
+        (None, Some((why, words))) => (Some(why), Some(words)),
+        (None, None) => (None, None),
+    };
+    // Node and address are news once the guest runs; before, they would cost a write each.
+    let placed = vmi.filter(|vmi| vmi.phase == VmiPhase::Running);
+    let over = end.is_some_and(|(_, over)| over);
+    let condition = |kind: &str, holds: bool| {
+        let state = if holds { "True" } else { "False" };
+        let reason = why.clone().unwrap_or_else(|| format!("{phase:?}"));
+        let last = before.conditions.iter().flatten().find(|c| c.type_ == kind);
+        let since = last.filter(|last| last.status == state).map_or_else(
+            || Time(whole_seconds(now)),
+            |last| last.last_transition_time.clone(),
+        );
+        Condition {
+            type_: kind.to_owned(),
+            status: state.to_owned(),
+            reason,
+            message: message.clone().unwrap_or_default(),
+            observed_generation: Some(cr.generation),
+            last_transition_time: since,
+        }
+    };
+    CyberdeskStatus {
+        phase: Some(phase),
+        conditions: Some(vec![
+            condition("Ready", ready && end.is_none()),
+            condition("Ended", over),
+        ]),
+        reason: why.clone(),
+        message: message.clone(),
+        observed_generation: Some(cr.generation),
+        virtual_machine_ref: vm
+            .map(|vm| VirtualMachineRef {
+                name: view.key.vm_name(),
+                uid: vm.uid.clone(),
+            })
+            .or_else(|| before.virtual_machine_ref.clone()),
+        start_time: before
+            .start_time
+            .or_else(|| ready.then(|| whole_seconds(now))),
+        expiry_time: Some(whole_seconds(expires_at)),
+        node: placed.map_or_else(|| before.node.clone(), |vmi| vmi.node.clone()),
+        ip: placed.map_or_else(|| before.ip.clone(), |vmi| vmi.ip.clone()),
+        end: end.map(|(end, _)| end.clone()),
+    }
+}
+
+/// Times that people read in kubectl need no fractions.
+fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).expect("a whole second of a timestamp is a timestamp")
+}
+
+/// A sum that ends at the last instant there is, rather than in a panic on a huge timeoutMs.
+fn later(at: Timestamp, by: SignedDuration) -> Timestamp {
+    at.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests;

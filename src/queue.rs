@@ -1,0 +1,236 @@
+//! The keyed queue: which desktop is looked at next, and when.
+//!
+//! Level-triggered: a key is in it or not, however often it is woken, and is never worked on twice at
+//! once. A key woken while it is being worked on is looked at again. Two FIFO lanes, ends before makes:
+//! a burst of new desktops must not delay a shutdown. A key that failed waits for its back-off, unless
+//! an end is wanted of it. The core is pure, with time as an argument; [`Queue`] adds the waiting.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::names::Key;
+
+/// First and longest wait after failures in a row. It doubles from the one to the other.
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
+/// What a key waits for. Ends go first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// Something is to end: a deadline, a shutdown, a deletion.
+    Ends,
+    /// Anything else.
+    Makes,
+}
+
+/// How a look at a key went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing to do before this instant, unless something wakes it.
+    Settled(Option<Instant>),
+    /// Something failed: look again after the back-off, and not before this long.
+    Failed {
+        /// Asked for by the other side, such as Retry-After.
+        at_least: Duration,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// In this lane, ready to be taken.
+    ready: Option<Lane>,
+    /// Being worked on; woken meanwhile for this.
+    in_flight: Option<Option<Lane>>,
+    /// Due at this instant, for a timer or a back-off.
+    due: Option<(Instant, Lane)>,
+    /// Looks that failed in a row. While there are any, only ends come before `due`.
+    failures: u32,
+}
+
+/// The queue without waiting.
+#[derive(Debug, Default)]
+pub struct Core {
+    entries: HashMap<Key, Entry>,
+    ends: VecDeque<Key>,
+    makes: VecDeque<Key>,
+    timers: BTreeSet<(Instant, Key)>,
+}
+
+impl Core {
+    /// Wakes a key.
+    pub fn wake(&mut self, key: &Key, lane: Lane) {
+        let entry = self.entries.entry(key.clone()).or_default();
+        if let Some(again) = &mut entry.in_flight {
+            *again = Some(again.map_or(lane, |before| before.min(lane)));
+            return;
+        }
+        if entry.failures > 0 && lane == Lane::Makes {
+            return; // its back-off is running, and looks at all there is to see then
+        }
+        self.make_ready(key, lane);
+    }
+
+    fn make_ready(&mut self, key: &Key, lane: Lane) {
+        let entry = self.entries.entry(key.clone()).or_default();
+        if let Some((at, _)) = entry.due.take() {
+            self.timers.remove(&(at, key.clone()));
+        }
+        // A key that moves to the ends stays in the makes too; `take` passes over what is not its lane.
+        if entry.ready.is_none_or(|before| lane < before) {
+            entry.ready = Some(lane);
+            match lane {
+                Lane::Ends => self.ends.push_back(key.clone()),
+                Lane::Makes => self.makes.push_back(key.clone()),
+            }
+        }
+    }
+
+    fn set_timer(&mut self, key: &Key, at: Instant, lane: Lane) {
+        let entry = self.entries.entry(key.clone()).or_default();
+        if let Some((before, _)) = entry.due.replace((at, lane)) {
+            self.timers.remove(&(before, key.clone()));
+        }
+        self.timers.insert((at, key.clone()));
+    }
+
+    /// Takes the next key to work on, if one is due. Without `makes`, only from the ends.
+    pub fn take(&mut self, now: Instant, makes: bool) -> Option<(Key, Lane)> {
+        while let Some((at, key)) = self.timers.first().cloned().filter(|(at, _)| *at <= now) {
+            let lane = self
+                .entries
+                .get(&key)
+                .and_then(|entry| entry.due)
+                .map_or(Lane::Makes, |(_, lane)| lane);
+            self.timers.remove(&(at, key.clone()));
+            self.make_ready(&key, lane);
+        }
+        for lane in [Lane::Ends, Lane::Makes] {
+            let queue = match lane {
+                Lane::Ends => &mut self.ends,
+                Lane::Makes if makes => &mut self.makes,
+                Lane::Makes => continue,
+            };
+            while let Some(key) = queue.pop_front() {
+                let entry = self
+                    .entries
+                    .get_mut(&key)
+                    .filter(|entry| entry.ready == Some(lane));
+                if let Some(entry) = entry {
+                    entry.ready = None;
+                    entry.in_flight = Some(None);
+                    return Some((key, lane));
+                }
+            }
+        }
+        None
+    }
+
+    /// Ends the work on a key. `jitter` in 0..1 spreads the back-off over half of it.
+    pub fn done(&mut self, key: &Key, lane: Lane, outcome: Outcome, now: Instant, jitter: f64) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let again = entry.in_flight.take().flatten();
+        match outcome {
+            Outcome::Settled(at) => {
+                entry.failures = 0;
+                match (again, at) {
+                    (Some(lane), _) => self.make_ready(key, lane),
+                    // What a timer waits for is a deadline.
+                    (None, Some(at)) => self.set_timer(key, at, Lane::Ends),
+                    (None, None) => drop(self.entries.remove(key)),
+                }
+            }
+            Outcome::Failed { at_least } => {
+                let wait = backoff(entry.failures, jitter).max(at_least);
+                entry.failures += 1;
+                self.set_timer(key, now + wait, lane);
+                if again == Some(Lane::Ends) && lane == Lane::Makes {
+                    self.make_ready(key, Lane::Ends);
+                }
+            }
+        }
+    }
+
+    /// When the next timer is due.
+    pub fn next_timer(&self) -> Option<Instant> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Keys ready to be worked on.
+    pub fn depth(&self) -> usize {
+        self.entries
+            .values()
+            .filter(|entry| entry.ready.is_some())
+            .count()
+    }
+}
+
+fn backoff(failures: u32, jitter: f64) -> Duration {
+    let longest = FIRST_BACKOFF
+        .saturating_mul(2_u32.saturating_pow(failures))
+        .min(LONGEST_BACKOFF);
+    longest.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
+}
+
+/// The queue that the sources wake and the workers wait on.
+#[derive(Debug, Default)]
+pub struct Queue {
+    core: Mutex<Core>,
+    changed: Notify,
+}
+
+impl Queue {
+    fn core(&self) -> std::sync::MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes a key.
+    pub fn wake(&self, key: &Key, lane: Lane) {
+        self.core().wake(key, lane);
+        self.changed.notify_one();
+    }
+
+    /// Waits for the next key. Without `makes`, only for one of the ends.
+    pub async fn next(&self, makes: bool) -> (Key, Lane) {
+        loop {
+            let timer = {
+                let mut core = self.core();
+                if let Some(taken) = core.take(Instant::now(), makes) {
+                    return taken;
+                }
+                core.next_timer()
+            };
+            let due = async {
+                match timer {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // `notify_one` keeps a wake that comes between the look above and the wait here.
+            tokio::select! {
+                () = self.changed.notified() => (),
+                () = due => (),
+            }
+        }
+    }
+
+    /// Ends the work on a key.
+    pub fn done(&self, key: &Key, lane: Lane, outcome: Outcome) {
+        let jitter = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
+        self.core().done(key, lane, outcome, Instant::now(), jitter);
+        self.changed.notify_one();
+    }
+
+    /// Keys ready to be worked on.
+    pub fn depth(&self) -> usize {
+        self.core().depth()
+    }
+}
+
+#[cfg(test)]
+mod tests;

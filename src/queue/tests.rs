@@ -1,0 +1,164 @@
+use super::*;
+
+fn key(name: &str) -> Key {
+    Key::new(name)
+}
+
+fn taken(core: &mut Core, now: Instant) -> Vec<String> {
+    std::iter::from_fn(|| core.take(now, true))
+        .map(|(key, _)| key.to_string())
+        .collect()
+}
+
+#[test]
+fn a_key_is_taken_once_however_often_it_is_woken() {
+    let (mut core, now) = (Core::default(), Instant::now());
+    for _ in 0..3 {
+        core.wake(&key("a"), Lane::Makes);
+    }
+    assert_eq!(core.depth(), 1);
+    assert_eq!(taken(&mut core, now), ["a"]);
+}
+
+#[test]
+fn a_key_woken_in_flight_is_looked_at_again_and_never_twice_at_once() {
+    let (mut core, now) = (Core::default(), Instant::now());
+    core.wake(&key("a"), Lane::Makes);
+    assert_eq!(taken(&mut core, now), ["a"]);
+    core.wake(&key("a"), Lane::Makes);
+    core.wake(&key("a"), Lane::Ends);
+    assert_eq!(taken(&mut core, now), [""; 0], "it is being worked on");
+    core.done(&key("a"), Lane::Makes, Outcome::Settled(None), now, 0.0);
+    assert_eq!(core.take(now, false), Some((key("a"), Lane::Ends)));
+}
+
+#[test]
+fn ends_go_before_makes_and_each_lane_is_first_come_first_served() {
+    let (mut core, now) = (Core::default(), Instant::now());
+    for (name, lane) in [
+        ("m1", Lane::Makes),
+        ("m2", Lane::Makes),
+        ("e1", Lane::Ends),
+        ("e2", Lane::Ends),
+    ] {
+        core.wake(&key(name), lane);
+    }
+    core.wake(&key("m2"), Lane::Ends);
+    assert_eq!(taken(&mut core, now), ["e1", "e2", "m2", "m1"]);
+}
+
+#[test]
+fn without_room_for_makes_only_ends_are_taken() {
+    let (mut core, now) = (Core::default(), Instant::now());
+    core.wake(&key("m"), Lane::Makes);
+    assert_eq!(core.take(now, false), None);
+    core.wake(&key("e"), Lane::Ends);
+    assert_eq!(core.take(now, false), Some((key("e"), Lane::Ends)));
+    assert_eq!(core.take(now, true), Some((key("m"), Lane::Makes)));
+}
+
+#[test]
+fn a_settled_key_comes_back_at_its_deadline_as_an_end() {
+    let (mut core, now) = (Core::default(), Instant::now());
+    let deadline = now + Duration::from_secs(10);
+    core.wake(&key("a"), Lane::Makes);
+    taken(&mut core, now);
+    core.done(
+        &key("a"),
+        Lane::Makes,
+        Outcome::Settled(Some(deadline)),
+        now,
+        0.0,
+    );
+    assert_eq!(core.next_timer(), Some(deadline));
+    assert_eq!(core.take(deadline - Duration::from_millis(1), true), None);
+    assert_eq!(core.take(deadline, false), Some((key("a"), Lane::Ends)));
+}
+
+#[test]
+fn a_failed_key_backs_off_longer_each_time_but_an_end_does_not_wait() {
+    let (mut core, mut now) = (Core::default(), Instant::now());
+    let failed = Outcome::Failed {
+        at_least: Duration::ZERO,
+    };
+    let mut waits = vec![];
+    core.wake(&key("a"), Lane::Makes);
+    for _ in 0..12 {
+        assert_eq!(taken(&mut core, now), ["a"]);
+        core.done(&key("a"), Lane::Makes, failed, now, 1.0);
+        core.wake(&key("a"), Lane::Makes);
+        assert_eq!(core.depth(), 0, "a wake does not shorten the back-off");
+        let next = core.next_timer().expect("it comes back");
+        waits.push(next - now);
+        now = next;
+    }
+    assert_eq!(
+        waits[..3],
+        [FIRST_BACKOFF, FIRST_BACKOFF * 2, FIRST_BACKOFF * 4]
+    );
+    assert_eq!(waits.last(), Some(&LONGEST_BACKOFF));
+
+    let early = now - Duration::from_secs(1);
+    core.wake(&key("a"), Lane::Ends);
+    assert_eq!(core.take(early, false), Some((key("a"), Lane::Ends)));
+    core.done(&key("a"), Lane::Ends, Outcome::Settled(None), early, 0.0);
+    assert_eq!(
+        core.next_timer(),
+        None,
+        "nothing is left of a key that settled"
+    );
+}
+
+#[test]
+fn the_other_side_s_wish_to_wait_longer_is_obeyed() {
+    let (mut core, now) = (Core::default(), Instant::now());
+    core.wake(&key("a"), Lane::Makes);
+    taken(&mut core, now);
+    let wish = Duration::from_secs(30);
+    core.done(
+        &key("a"),
+        Lane::Makes,
+        Outcome::Failed { at_least: wish },
+        now,
+        0.0,
+    );
+    assert_eq!(core.next_timer(), Some(now + wish));
+}
+
+#[test]
+fn a_hot_key_does_not_starve_others() {
+    let (mut core, now) = (Core::default(), Instant::now());
+    for name in ["hot", "a", "b"] {
+        core.wake(&key(name), Lane::Makes);
+    }
+    let mut served = vec![];
+    for _ in 0..3 {
+        let (taken, lane) = core.take(now, true).expect("there is work");
+        core.wake(&key("hot"), Lane::Makes);
+        core.done(&taken, lane, Outcome::Settled(None), now, 0.0);
+        served.push(taken.to_string());
+    }
+    assert_eq!(served, ["hot", "a", "b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_gets_a_key_when_it_is_woken_or_due() {
+    let queue = std::sync::Arc::new(Queue::default());
+    let waiter = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.next(true).await }
+    });
+    tokio::task::yield_now().await;
+    queue.wake(&key("a"), Lane::Makes);
+    let (taken, lane) = waiter.await.expect("the waiter ends");
+    assert_eq!(taken, key("a"));
+
+    let before = Instant::now();
+    queue.done(
+        &taken,
+        lane,
+        Outcome::Settled(Some(before + Duration::from_secs(5))),
+    );
+    assert_eq!(queue.next(false).await, (key("a"), Lane::Ends));
+    assert_eq!(before.elapsed(), Duration::from_secs(5));
+}
