@@ -9,6 +9,7 @@
 //! A rung that cannot be had costs no wait: a name that does not resolve fails at once, and the next rung follows.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -122,4 +123,15 @@ pub async fn kubectl(part: &Part) -> Result<PathBuf> {
 
 fn entry() -> String {
     format!("control-plane-{VERSION}")
+}
+
+/// A client that gives up on what does not answer.
+pub(crate) fn http_client() -> Result<reqwest::Client> {
+    // The first to install a provider wins; any is good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder()
+        .connect_timeout(Duration::from_secs(5))
+        .read_timeout(Duration::from_secs(30))
+        .user_agent("cyberdesk-testbed");
+    client.build().context("make an HTTP client")
 }
