@@ -1,0 +1,7 @@
+//! The database's side: connections, the rows as they were last read, and what is told back.
+
+pub mod connect;
+pub(crate) mod listen;
+pub(crate) mod rows;
+pub mod store;
+pub mod writeback;
