@@ -50,7 +50,12 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> anyhow::
         Err(error) if !error.not_found() => return Err(error).context("read .env"),
         _ => (),
     }
-    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime");
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("start the runtime")
+    };
     match arguments.command {
         Command::Run => {
             let (config, warnings) = Config::read(std::env::vars())?;
@@ -58,9 +63,14 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> anyhow::
             warnings.iter().for_each(|warning| warn!("{warning}"));
             runtime()?.block_on(async { operator::run(config, told_to_stop()?).await })
         }
-        Command::Migrate { daemon_password_file } => {
+        Command::Migrate {
+            daemon_password_file,
+        } => {
             let password = daemon_password_file
-                .map(|file| fs::read_to_string(&file).with_context(|| format!("read the password in {}", file.display())))
+                .map(|file| {
+                    fs::read_to_string(&file)
+                        .with_context(|| format!("read the password in {}", file.display()))
+                })
                 .transpose()?;
             runtime()?.block_on(migrate(password.as_deref().map(str::trim_end)))
         }
@@ -80,7 +90,10 @@ async fn migrate(daemon_password: Option<&str>) -> anyhow::Result<()> {
     let report = database::migrate::migrate(&mut client, daemon_password).await?;
     drop(client);
     connection.await??;
-    println!("{report}");
+    match report.applied.as_slice() {
+        [] => println!("the database is up to date"),
+        applied => println!("applied: {}", applied.join(", ")),
+    }
     Ok(())
 }
 

@@ -20,7 +20,8 @@ pub struct Reading {
 
 impl Reading {
     fn now(&self, now: Instant) -> Timestamp {
-        let passed = SignedDuration::try_from(now.saturating_duration_since(self.at)).unwrap_or(SignedDuration::ZERO);
+        let passed = SignedDuration::try_from(now.saturating_duration_since(self.at))
+            .unwrap_or(SignedDuration::ZERO);
         self.time.checked_add(passed).unwrap_or(Timestamp::MAX)
     }
 }
@@ -45,7 +46,10 @@ impl Clock {
         let (database, cluster) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let (database, cluster) = (database.map(|r| r.now(now)), cluster.map(|r| r.now(now)));
-        Some(Now { database: database.or(cluster)?, cluster: cluster.or(database)? })
+        Some(Now {
+            database: database.or(cluster)?,
+            cluster: cluster.or(database)?,
+        })
     }
 }
 
@@ -60,12 +64,30 @@ mod tests {
         let clock = Clock::default();
         assert_eq!(clock.now(), None);
         let noon: Timestamp = "2026-11-23T12:00:00Z".parse().expect("a time");
-        clock.cluster(Reading { time: noon, at: Instant::now() });
+        clock.cluster(Reading {
+            time: noon,
+            at: Instant::now(),
+        });
         tokio::time::advance(Duration::from_secs(5)).await;
         let later = noon + SignedDuration::from_secs(5);
-        assert_eq!(clock.now(), Some(Now { database: later, cluster: later }));
+        assert_eq!(
+            clock.now(),
+            Some(Now {
+                database: later,
+                cluster: later
+            })
+        );
         let skewed = noon + SignedDuration::from_hours(2);
-        clock.database(Reading { time: skewed, at: Instant::now() });
-        assert_eq!(clock.now(), Some(Now { database: skewed, cluster: later }));
+        clock.database(Reading {
+            time: skewed,
+            at: Instant::now(),
+        });
+        assert_eq!(
+            clock.now(),
+            Some(Now {
+                database: skewed,
+                cluster: later
+            })
+        );
     }
 }

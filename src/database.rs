@@ -2,6 +2,7 @@
 
 pub mod connect;
 pub(crate) mod listen;
+pub mod migrate;
 pub(crate) mod rows;
 pub mod store;
 pub mod writeback;

@@ -1,5 +1,6 @@
 //! `cyberdesk-operator`: keeps a fleet of virtual desktops true to a Postgres table.
-pub mod act;
+mod act;
+pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod config;

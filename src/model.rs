@@ -67,9 +67,15 @@ impl RowStatus {
 
     /// Reads the value of SQL.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Pending, Self::Running, Self::Completed, Self::Error, Self::Terminated]
-            .into_iter()
-            .find(|status| status.as_str() == text)
+        [
+            Self::Pending,
+            Self::Running,
+            Self::Completed,
+            Self::Error,
+            Self::Terminated,
+        ]
+        .into_iter()
+        .find(|status| status.as_str() == text)
     }
 }
 
@@ -78,6 +84,8 @@ impl RowStatus {
 pub struct Row {
     /// The row's id.
     pub id: Uuid,
+    /// Whether the app's row is there. Once it was deleted this is its tombstone.
+    pub exists: bool,
     /// Whose it is.
     pub user_id: Uuid,
     /// Whether it wants a VM.

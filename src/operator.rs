@@ -71,7 +71,9 @@ pub struct Operator {
 ///
 /// If a setting cannot be used at all, or another daemon has taken over.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let client = cluster::connect().await.context("read how to reach the Kubernetes API server")?;
+    let client = cluster::connect()
+        .await
+        .context("read how to reach the Kubernetes API server")?;
     let pool = config.database.pool()?;
     let templates = match &config.templates {
         Some(folder) => templates_of(folder, &config.vm_namespace)?,
@@ -90,13 +92,24 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         makes_in_flight: AtomicUsize::new(0),
     });
     let wakeups = Arc::new(Wakeups::default());
-    info!(namespace = config.namespace, vm_namespace = config.vm_namespace, "started");
+    info!(
+        namespace = config.namespace,
+        vm_namespace = config.vm_namespace,
+        "started"
+    );
 
     let (crs, vms, vmis) = operator.cluster.apis();
     let own_templates = async {
         match &config.templates {
             Some(_) => std::future::pending().await,
-            None => follow_templates(Api::namespaced(client.clone(), &config.namespace), &config.vm_namespace, &operator.templates).await,
+            None => {
+                follow_templates(
+                    Api::namespaced(client.clone(), &config.namespace),
+                    &config.vm_namespace,
+                    &operator.templates,
+                )
+                .await
+            }
         }
     };
     let stopping = CancellationToken::new();
@@ -124,10 +137,19 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
 
 fn templates_of(folder: &std::path::Path, namespace: &str) -> anyhow::Result<Templates> {
     let mut files = vec![];
-    for entry in std::fs::read_dir(folder).with_context(|| format!("read the templates in {}", folder.display()))? {
+    for entry in std::fs::read_dir(folder)
+        .with_context(|| format!("read the templates in {}", folder.display()))?
+    {
         let path = entry?.path();
-        if let (true, Some(name)) = (path.is_file(), path.file_name().and_then(|name| name.to_str())) {
-            files.push((name.to_owned(), std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?));
+        if let (true, Some(name)) = (
+            path.is_file(),
+            path.file_name().and_then(|name| name.to_str()),
+        ) {
+            files.push((
+                name.to_owned(),
+                std::fs::read_to_string(&path)
+                    .with_context(|| format!("read {}", path.display()))?,
+            ));
         }
     }
     Ok(Templates::new(namespace, files))
@@ -138,7 +160,11 @@ fn templates_of(folder: &std::path::Path, namespace: &str) -> anyhow::Result<Tem
 async fn work(operator: &Arc<Operator>, concurrency: usize, stopping: &CancellationToken) {
     // What has not been listed yet would be taken for unknown, and nothing would wake it again.
     let listed = async {
-        tokio::join!(operator.cluster.cr_cache.completed(), operator.cluster.vm_cache.completed(), operator.cluster.vmi_cache.completed());
+        tokio::join!(
+            operator.cluster.cr_cache.completed(),
+            operator.cluster.vm_cache.completed(),
+            operator.cluster.vmi_cache.completed()
+        );
     };
     if stopping.run_until_cancelled(listed).await.is_none() {
         return;
@@ -147,9 +173,18 @@ async fn work(operator: &Arc<Operator>, concurrency: usize, stopping: &Cancellat
     let most_makes = concurrency - KEPT_FOR_ENDS.min(concurrency - 1);
     let mut steps = JoinSet::new();
     loop {
-        let slot = slots.clone().acquire_owned().await.expect("the slots are never closed");
+        let slot = slots
+            .clone()
+            .acquire_owned()
+            .await
+            .expect("the slots are never closed");
         let room = || operator.makes_in_flight.load(Ordering::Relaxed) < most_makes;
-        let Some((key, lane)) = stopping.run_until_cancelled(operator.queue.next(room)).await else { break };
+        let Some((key, lane)) = stopping
+            .run_until_cancelled(operator.queue.next(room))
+            .await
+        else {
+            break;
+        };
         if lane == Lane::Makes {
             operator.makes_in_flight.fetch_add(1, Ordering::Relaxed);
         }
@@ -176,9 +211,15 @@ impl Operator {
             let Plan { actions, wait } = match self.look(key, live.take()).await {
                 Some(plan) => plan,
                 // No clock yet: neither side has ever answered.
-                None => return Outcome::Failed { at_least: Duration::ZERO },
+                None => {
+                    return Outcome::Failed {
+                        at_least: Duration::ZERO,
+                    };
+                }
             };
-            let settled = Outcome::Settled(wait.map(|wait| Instant::now() + wait.min(Duration::from_secs(86_400))));
+            let settled = Outcome::Settled(
+                wait.map(|wait| Instant::now() + wait.min(Duration::from_secs(86_400))),
+            );
             if actions.is_empty() {
                 return settled;
             }
@@ -194,7 +235,9 @@ impl Operator {
                     }
                     Err(error) => {
                         warn!(desktop = %key, error = %chain(&error), "not done; the next look decides anew");
-                        return Outcome::Failed { at_least: error.retry_after() };
+                        return Outcome::Failed {
+                            at_least: error.retry_after(),
+                        };
                     }
                 }
             }
@@ -203,7 +246,9 @@ impl Operator {
             }
         }
         warn!(desktop = %key, "not settled after {ROUNDS} rounds; will look again");
-        Outcome::Failed { at_least: Duration::ZERO }
+        Outcome::Failed {
+            at_least: Duration::ZERO,
+        }
     }
 
     /// Collects what is known of a desktop, and what follows from it. `None` while there is no clock.
@@ -211,12 +256,35 @@ impl Operator {
         let now = self.clock.now()?;
         let cr = self.cluster.cr_cache.get(key);
         let is_live = live.is_some();
-        let (vm, vmi) = live.unwrap_or_else(|| (self.cluster.vm_cache.get(key), self.cluster.vmi_cache.get(key)));
+        let (vm, vmi) = live.unwrap_or_else(|| {
+            (
+                self.cluster.vm_cache.get(key),
+                self.cluster.vmi_cache.get(key),
+            )
+        });
         let known = !matches!((&cr, &vm, &vmi), (Seen::Absent, Seen::Absent, Seen::Absent));
         let row = self.row(key, known).await;
-        let templates = self.templates.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let refused = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
-        let view = View { key, row, cr, vm, vmi, live: is_live, refused: refused.as_deref(), templates: &templates };
+        let templates = self
+            .templates
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let refused = self
+            .refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(key)
+            .cloned();
+        let view = View {
+            key,
+            row,
+            cr,
+            vm,
+            vmi,
+            live: is_live,
+            refused: refused.as_deref(),
+            templates: &templates,
+        };
         let plan = plan(&view, now);
         debug!(desktop = %key, ?view, ?plan, "looked");
         Some(plan)
@@ -246,7 +314,9 @@ impl Operator {
         let term = loop {
             match writeback::begin_term(&self.pool, &holder).await {
                 Ok(term) => break term,
-                Err(error) => warn!(error = %chain(error.as_ref()), "cannot begin to write to the database; will try again"),
+                Err(error) => {
+                    warn!(error = %chain(error.as_ref()), "cannot begin to write to the database; will try again")
+                }
             }
             sleep(backoff).await;
             backoff = (backoff * 2).min(Duration::from_secs(5));
@@ -266,7 +336,11 @@ impl Operator {
         loop {
             let resync = Instant::now() >= next_resync;
             let began = Instant::now();
-            let result = if resync { self.resync().await } else { self.read_changes().await };
+            let result = if resync {
+                self.resync().await
+            } else {
+                self.read_changes().await
+            };
             match result {
                 Ok(()) => {
                     if resync {
@@ -283,8 +357,14 @@ impl Operator {
                 }
             }
             let hears = wakeups.alive.load(Ordering::Relaxed) && !trouble;
-            let poll = if hears { config.poll_interval } else { config.poll_interval.min(DEAF_POLL) };
-            let (pause, rest) = again.split_first().map_or((poll, again), |(pause, rest)| (*pause, rest));
+            let poll = if hears {
+                config.poll_interval
+            } else {
+                config.poll_interval.min(DEAF_POLL)
+            };
+            let (pause, rest) = again
+                .split_first()
+                .map_or((poll, again), |(pause, rest)| (*pause, rest));
             tokio::select! {
                 () = wakeups.look.notified() => again = &AGAIN_AFTER_WAKE,
                 () = sleep(pause) => again = rest,
@@ -295,7 +375,8 @@ impl Operator {
     }
 
     async fn read_changes(&self) -> anyhow::Result<()> {
-        self.store.take_in(rows::dirty(&self.pool).await?, &self.queue);
+        self.store
+            .take_in(rows::dirty(&self.pool).await?, &self.queue);
         Ok(())
     }
 
@@ -303,13 +384,23 @@ impl Operator {
     async fn resync(&self) -> anyhow::Result<()> {
         if self.database_id().is_none() {
             let id = rows::identity(&self.pool).await?;
-            *self.database_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+            *self
+                .database_id
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some(id);
         }
-        let gone = self.store.take_in_all(rows::live(&self.pool).await?, &self.queue);
+        let gone = self
+            .store
+            .take_in_all(rows::live(&self.pool).await?, &self.queue);
         if !gone.is_empty() {
-            self.store.take_in(rows::by_id(&self.pool, &gone).await?, &self.queue);
+            self.store
+                .take_in(rows::by_id(&self.pool, &gone).await?, &self.queue);
         }
-        let known = [self.cluster.cr_cache.keys(), self.cluster.vm_cache.keys(), self.cluster.vmi_cache.keys()];
+        let known = [
+            self.cluster.cr_cache.keys(),
+            self.cluster.vm_cache.keys(),
+            self.cluster.vmi_cache.keys(),
+        ];
         for key in known.into_iter().flatten() {
             self.queue.wake(&key, Lane::Makes);
         }
@@ -320,27 +411,45 @@ impl Operator {
         loop {
             match timeout(CLOCK_INTERVAL, rows::time(&self.pool)).await {
                 Ok(Ok(reading)) => self.clock.database(reading),
-                Ok(Err(error)) => debug!(error = %chain(error.as_ref()), "cannot read the database's clock"),
+                Ok(Err(error)) => {
+                    debug!(error = %chain(error.as_ref()), "cannot read the database's clock")
+                }
                 Err(_) => debug!("the database's clock does not answer"),
             }
             match cluster::server_time(client).await {
                 Ok((time, at)) => self.clock.cluster(Reading { time, at }),
-                Err(error) => debug!(error = %chain(error.as_ref()), "cannot read the API server's clock"),
+                Err(error) => {
+                    debug!(error = %chain(error.as_ref()), "cannot read the API server's clock")
+                }
             }
-            sleep(if self.clock.now().is_some() { CLOCK_INTERVAL } else { Duration::from_millis(500) }).await;
+            sleep(if self.clock.now().is_some() {
+                CLOCK_INTERVAL
+            } else {
+                Duration::from_millis(500)
+            })
+            .await;
         }
     }
 
     /// The identity of the database, once it was read.
     pub(crate) fn database_id(&self) -> Option<String> {
-        self.database_id.lock().unwrap_or_else(PoisonError::into_inner).map(|id| id.to_string())
+        self.database_id
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map(|id| id.to_string())
     }
 
     pub(crate) fn remember_refusal(&self, key: &Key, words: String) {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), words);
+        self.refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key.clone(), words);
     }
 
     fn forget_refusal(&self, key: &Key) {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(key);
     }
 }

@@ -36,7 +36,10 @@ pub struct Refusal {
 }
 
 fn bad_template(message: impl Into<String>) -> Refusal {
-    Refusal { reason: Reason::BadTemplate, message: message.into() }
+    Refusal {
+        reason: Reason::BadTemplate,
+        message: message.into(),
+    }
 }
 
 /// The objects to create for one desktop.
@@ -66,7 +69,10 @@ struct Source {
 impl Templates {
     /// Templates from files by name, as a folder or the `data` of a ConfigMap holds them. Names that
     /// end neither in `.yaml` nor in `.user-data` are no templates. VMs are made in `namespace`.
-    pub fn new<N: AsRef<str>, T: Into<String>>(namespace: &str, files: impl IntoIterator<Item = (N, T)>) -> Self {
+    pub fn new<N: AsRef<str>, T: Into<String>>(
+        namespace: &str,
+        files: impl IntoIterator<Item = (N, T)>,
+    ) -> Self {
         let mut sources: BTreeMap<String, Source> = BTreeMap::new();
         for (file, text) in files {
             if let Some(name) = file.as_ref().strip_suffix(".yaml") {
@@ -76,7 +82,10 @@ impl Templates {
             }
         }
         sources.retain(|_, source| source.vm.is_some());
-        Self { namespace: namespace.to_owned(), sources }
+        Self {
+            namespace: namespace.to_owned(),
+            sources,
+        }
     }
 
     /// The templates that ship with the binary.
@@ -85,7 +94,10 @@ impl Templates {
             namespace,
             [
                 ("default.yaml", include_str!("../templates/default.yaml")),
-                ("default.user-data", include_str!("../templates/default.user-data")),
+                (
+                    "default.user-data",
+                    include_str!("../templates/default.user-data"),
+                ),
                 ("small.yaml", include_str!("../templates/small.yaml")),
             ],
         )
@@ -96,7 +108,13 @@ impl Templates {
     /// # Errors
     ///
     /// If the template cannot be rendered, or does not take these params.
-    pub fn render(&self, key: &Key, owner: &Owner, user: Option<Uuid>, params: Option<&Value>) -> Result<Manifests, Refusal> {
+    pub fn render(
+        &self,
+        key: &Key,
+        owner: &Owner,
+        user: Option<Uuid>,
+        params: Option<&Value>,
+    ) -> Result<Manifests, Refusal> {
         let (name, source) = self.choose(params)?;
         let mut variables = BTreeMap::from([
             ("vm_name", key.vm_name()),
@@ -105,44 +123,78 @@ impl Templates {
             ("managed_by", MANAGER.to_owned()),
         ]);
         let user_data = match &source.user_data {
-            Some(text) => render_text(text, &variables).map_err(|why| why.in_file(&format!("{name}.user-data"), text))?,
+            Some(text) => render_text(text, &variables)
+                .map_err(|why| why.in_file(&format!("{name}.user-data"), text))?,
             None => String::new(),
         };
         variables.insert("user_data_base64", BASE64.encode(user_data));
 
         let file = format!("{name}.yaml");
-        let text = source.vm.as_deref().expect("sources without a VM are dropped when they are read");
-        let mut vm: Value = serde_saphyr::from_str(text).map_err(|error| bad_template(format!("{file} is not YAML: {error}")))?;
+        let text = source
+            .vm
+            .as_deref()
+            .expect("sources without a VM are dropped when they are read");
+        let mut vm: Value = serde_saphyr::from_str(text)
+            .map_err(|error| bad_template(format!("{file} is not YAML: {error}")))?;
         fill(&mut vm, &variables).map_err(|why| why.in_file(&file, text))?;
 
         let labels = owner.labels(key, user);
         let hash = hash(source);
-        finish(&mut vm, key, &self.namespace, &labels, &hash).map_err(|why| bad_template(format!("{file}: {why}")))?;
-        let user_data = move_user_data(&mut vm, &key.secret_name()).map_err(|why| bad_template(format!("{file}: {why}")))?;
-        Ok(Manifests { vm, user_data, labels })
+        finish(&mut vm, key, &self.namespace, &labels, &hash)
+            .map_err(|why| bad_template(format!("{file}: {why}")))?;
+        let user_data = move_user_data(&mut vm, &key.secret_name())
+            .map_err(|why| bad_template(format!("{file}: {why}")))?;
+        Ok(Manifests {
+            vm,
+            user_data,
+            labels,
+        })
     }
 
     fn choose(&self, params: Option<&Value>) -> Result<(&str, &Source), Refusal> {
-        let bad_params = |message| Refusal { reason: Reason::BadParams, message };
+        let bad_params = |message| Refusal {
+            reason: Reason::BadParams,
+            message,
+        };
         let none = Map::new();
         let params = match params {
             None | Some(Value::Null) => &none,
             Some(Value::Object(params)) => params,
-            Some(other) => return Err(bad_params(format!("params must be an object such as {{\"template\": \"{DEFAULT}\"}}, not {other}"))),
+            Some(other) => {
+                return Err(bad_params(format!(
+                    "params must be an object such as {{\"template\": \"{DEFAULT}\"}}, not {other}"
+                )));
+            }
         };
         let names = || self.sources.keys().cloned().collect::<Vec<_>>().join(", ");
         if let Some(unknown) = params.keys().find(|key| *key != "template") {
-            return Err(bad_params(format!("params: the template takes no {unknown:?}; it takes: template")));
+            return Err(bad_params(format!(
+                "params: the template takes no {unknown:?}; it takes: template"
+            )));
         }
         let name = match params.get("template") {
             None => DEFAULT,
             Some(Value::String(name)) => name,
-            Some(other) => return Err(bad_params(format!("params.template must be the name of a template ({}), not {other}", names()))),
+            Some(other) => {
+                return Err(bad_params(format!(
+                    "params.template must be the name of a template ({}), not {other}",
+                    names()
+                )));
+            }
         };
-        match (self.sources.get_key_value(name), params.contains_key("template")) {
+        match (
+            self.sources.get_key_value(name),
+            params.contains_key("template"),
+        ) {
             (Some((name, source)), _) => Ok((name, source)),
-            (None, true) => Err(bad_params(format!("params.template: there is no template {name:?}; there are: {}", names()))),
-            (None, false) => Err(bad_template(format!("there is no template {DEFAULT}.yaml; there are: {}", names()))),
+            (None, true) => Err(bad_params(format!(
+                "params.template: there is no template {name:?}; there are: {}",
+                names()
+            ))),
+            (None, false) => Err(bad_template(format!(
+                "there is no template {DEFAULT}.yaml; there are: {}",
+                names()
+            ))),
         }
     }
 }
@@ -153,7 +205,12 @@ fn hash(source: &Source) -> String {
         hasher.update(part.as_deref().unwrap_or_default());
         hasher.update([0]);
     }
-    hasher.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    hasher
+        .finalize()
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// What is wrong with one `${…}`; [`Fault::in_file`] finds the place.
@@ -182,7 +239,9 @@ fn fill(value: &mut Value, variables: &BTreeMap<&str, String>) -> Result<(), Fau
             Ok(())
         }
         Value::Array(items) => items.iter_mut().try_for_each(|item| fill(item, variables)),
-        Value::Object(fields) => fields.values_mut().try_for_each(|field| fill(field, variables)),
+        Value::Object(fields) => fields
+            .values_mut()
+            .try_for_each(|field| fill(field, variables)),
         Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
     }
 }
@@ -220,18 +279,27 @@ fn render_text(text: &str, variables: &BTreeMap<&str, String>) -> Result<String,
         template.push_str(&format!("{{parts.{}}}{{values.{name}}}", parts.len() - 1));
         parts.push(String::new());
     }
-    parts.last_mut().expect("there is always a part").push_str(rest);
+    parts
+        .last_mut()
+        .expect("there is always a part")
+        .push_str(rest);
     template.push_str(&format!("{{parts.{}}}", parts.len() - 1));
 
-    let fault = |error: tinytemplate::error::Error| Fault { variable: String::new(), message: error.to_string() };
+    let fault = |error: tinytemplate::error::Error| Fault {
+        variable: String::new(),
+        message: error.to_string(),
+    };
     let mut engine = TinyTemplate::new();
     engine.set_default_formatter(&tinytemplate::format_unescaped);
     engine.add_template("text", &template).map_err(fault)?;
-    engine.render("text", &json!({ "parts": parts, "values": variables })).map_err(fault)
+    engine
+        .render("text", &json!({ "parts": parts, "values": variables }))
+        .map_err(fault)
 }
 
 fn is_name(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 fn unknown(name: &str, variables: &BTreeMap<&str, String>) -> Fault {
@@ -245,65 +313,106 @@ fn unknown(name: &str, variables: &BTreeMap<&str, String>) -> Fault {
     let known = variables.keys().copied().collect::<Vec<_>>().join(", ");
     Fault {
         variable: name.to_owned(),
-        message: format!("unknown variable ${{{name}}}{nearest} Known: {known}. For the text itself write $${{{name}}}"),
+        message: format!(
+            "unknown variable ${{{name}}}{nearest} Known: {known}. For the text itself write $${{{name}}}"
+        ),
     }
 }
 
 /// Sets what is ours to set, and refuses what would take the fleet out of our hands.
-fn finish(vm: &mut Value, key: &Key, namespace: &str, labels: &BTreeMap<String, String>, hash: &str) -> Result<(), String> {
-    if (vm["apiVersion"].as_str(), vm["kind"].as_str()) != (Some("kubevirt.io/v1"), Some("VirtualMachine")) {
+fn finish(
+    vm: &mut Value,
+    key: &Key,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+    hash: &str,
+) -> Result<(), String> {
+    if (vm["apiVersion"].as_str(), vm["kind"].as_str())
+        != (Some("kubevirt.io/v1"), Some("VirtualMachine"))
+    {
         return Err("it must be a VirtualMachine of kubevirt.io/v1".into());
     }
     let metadata = object_at(vm, &["metadata"])?;
     for forbidden in ["ownerReferences", "finalizers"] {
         if metadata.contains_key(forbidden) {
-            return Err(format!("metadata.{forbidden} is not allowed: the operator alone decides when the VM goes"));
+            return Err(format!(
+                "metadata.{forbidden} is not allowed: the operator alone decides when the VM goes"
+            ));
         }
     }
     metadata.insert("name".into(), key.vm_name().into());
     metadata.insert("namespace".into(), namespace.into());
     object_at(vm, &["metadata", "annotations"])?.insert(ANNOTATION_TEMPLATE.into(), hash.into());
-    for path in [&["metadata", "labels"][..], &["spec", "template", "metadata", "labels"]] {
+    for path in [
+        &["metadata", "labels"][..],
+        &["spec", "template", "metadata", "labels"],
+    ] {
         let fields = object_at(vm, path)?;
-        fields.extend(labels.iter().map(|(label, value)| (label.clone(), value.clone().into())));
+        fields.extend(
+            labels
+                .iter()
+                .map(|(label, value)| (label.clone(), value.clone().into())),
+        );
     }
     Ok(())
 }
 
 /// The object at this path, made where it is missing.
-fn object_at<'a>(mut value: &'a mut Value, path: &[&str]) -> Result<&'a mut Map<String, Value>, String> {
+fn object_at<'a>(
+    mut value: &'a mut Value,
+    path: &[&str],
+) -> Result<&'a mut Map<String, Value>, String> {
     for step in path {
-        let Value::Object(fields) = value else { return Err(format!("{} must be an object", path.join("."))) };
+        let Value::Object(fields) = value else {
+            return Err(format!("{} must be an object", path.join(".")));
+        };
         let field = fields.entry(*step).or_insert(Value::Null);
         if field.is_null() {
             *field = json!({});
         }
         value = field;
     }
-    value.as_object_mut().ok_or_else(|| format!("{} must be an object", path.join(".")))
+    value
+        .as_object_mut()
+        .ok_or_else(|| format!("{} must be an object", path.join(".")))
 }
 
 /// Moves inline cloud-init data into the Secret's data, and puts a reference to the Secret in its place.
 ///
 /// The Secret's keys are KubeVirt's: `userdata` and `networkdata` (`pkg/cloud-init/cloud-init.go`).
-fn move_user_data(vm: &mut Value, secret: &str) -> Result<Option<BTreeMap<String, Vec<u8>>>, String> {
-    let Some(volumes) = vm.pointer_mut("/spec/template/spec/volumes").and_then(Value::as_array_mut) else { return Ok(None) };
+fn move_user_data(
+    vm: &mut Value,
+    secret: &str,
+) -> Result<Option<BTreeMap<String, Vec<u8>>>, String> {
+    let Some(volumes) = vm
+        .pointer_mut("/spec/template/spec/volumes")
+        .and_then(Value::as_array_mut)
+    else {
+        return Ok(None);
+    };
     let mut data = BTreeMap::new();
     for source in volumes.iter_mut().flat_map(cloud_init_of) {
-        for (field, reference, key) in
-            [("userData", "secretRef", "userdata"), ("networkData", "networkDataSecretRef", "networkdata")]
-        {
+        for (field, reference, key) in [
+            ("userData", "secretRef", "userdata"),
+            ("networkData", "networkDataSecretRef", "networkdata"),
+        ] {
             let encoded = source.remove(&format!("{field}Base64"));
             let bytes = match (source.remove(field), encoded) {
                 (None, None) => continue,
                 (Some(Value::String(text)), None) => text.into_bytes(),
-                (None, Some(Value::String(text))) => {
-                    BASE64.decode(text.trim()).map_err(|error| format!("{field}Base64 is not base64: {error}"))?
+                (None, Some(Value::String(text))) => BASE64
+                    .decode(text.trim())
+                    .map_err(|error| format!("{field}Base64 is not base64: {error}"))?,
+                _ => {
+                    return Err(format!(
+                        "cloud-init takes either {field} or {field}Base64, as a string"
+                    ));
                 }
-                _ => return Err(format!("cloud-init takes either {field} or {field}Base64, as a string")),
             };
             if bytes.is_empty() {
-                return Err(format!("cloud-init {field} is empty: add NAME.user-data beside the template, or drop the volume"));
+                return Err(format!(
+                    "cloud-init {field} is empty: add NAME.user-data beside the template, or drop the volume"
+                ));
             }
             if data.insert(key.to_owned(), bytes).is_some() {
                 return Err(format!("only one volume may carry {field}"));
@@ -316,7 +425,9 @@ fn move_user_data(vm: &mut Value, secret: &str) -> Result<Option<BTreeMap<String
 
 fn cloud_init_of(volume: &mut Value) -> Option<&mut Map<String, Value>> {
     let fields = volume.as_object_mut()?;
-    let source = CLOUD_INIT_SOURCES.into_iter().find(|source| fields.contains_key(*source))?;
+    let source = CLOUD_INIT_SOURCES
+        .into_iter()
+        .find(|source| fields.contains_key(*source))?;
     fields.get_mut(source)?.as_object_mut()
 }
 

@@ -28,7 +28,9 @@ where
     K: Observed + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
     let kind = K::plural(&());
-    let mut events = watch(api, watcher::Config::default().timeout(WATCH_SECONDS)).default_backoff().boxed();
+    let mut events = watch(api, watcher::Config::default().timeout(WATCH_SECONDS))
+        .default_backoff()
+        .boxed();
     let mut list = HashMap::new();
     let mut trouble = false;
     while let Some(event) = events.next().await {
@@ -49,7 +51,9 @@ where
             }
             Ok(Event::Apply(object)) => {
                 trouble = false;
-                let (Some(key), seen) = (object.key(), object.seen()) else { continue };
+                let (Some(key), seen) = (object.key(), object.seen()) else {
+                    continue;
+                };
                 let lane = K::lane(&seen);
                 if cache.put(&key, version(object.meta()), seen) {
                     queue.wake(&key, lane);
@@ -77,15 +81,23 @@ pub(crate) const TEMPLATES: &str = "cyberdesk-vm-template";
 
 /// Keeps the templates as the ConfigMap has them; without one, those that ship with the binary.
 /// `namespace` is where VMs are made.
-pub async fn follow_templates(api: Api<ConfigMap>, namespace: &str, templates: &RwLock<Arc<Templates>>) {
+pub async fn follow_templates(
+    api: Api<ConfigMap>,
+    namespace: &str,
+    templates: &RwLock<Arc<Templates>>,
+) {
     let set = |next: Templates| {
-        let mut current = templates.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut current = templates
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if **current != next {
             info!(config_map = TEMPLATES, "VM templates taken into use");
             *current = Arc::new(next);
         }
     };
-    let config = watcher::Config::default().fields(&format!("metadata.name={TEMPLATES}")).timeout(WATCH_SECONDS);
+    let config = watcher::Config::default()
+        .fields(&format!("metadata.name={TEMPLATES}"))
+        .timeout(WATCH_SECONDS);
     let mut events = watch(api, config).default_backoff().boxed();
     let mut found = None;
     let mut trouble = false;
@@ -100,7 +112,10 @@ pub async fn follow_templates(api: Api<ConfigMap>, namespace: &str, templates: &
                 false
             }
             Ok(Event::InitDone) => {
-                set(found.take().map_or_else(|| Templates::built_in(namespace), |map| read(namespace, map)));
+                set(found.take().map_or_else(
+                    || Templates::built_in(namespace),
+                    |map| read(namespace, map),
+                ));
                 false
             }
             Ok(Event::Apply(map)) => {

@@ -38,8 +38,15 @@ impl Store {
 
     /// What is remembered of this key's row.
     pub fn get(&self, key: &Key) -> Remembered {
-        let Some(id) = key.row_id() else { return Remembered::NotARow };
-        self.state().rows.get(&id).map_or(Remembered::Nothing(id), |row| Remembered::Row(Box::new(row.clone())))
+        let Some(id) = key.row_id() else {
+            return Remembered::NotARow;
+        };
+        self.state()
+            .rows
+            .get(&id)
+            .map_or(Remembered::Nothing(id), |row| {
+                Remembered::Row(Box::new(row.clone()))
+            })
     }
 
     /// Takes in rows just read, and wakes those that are news.
@@ -47,11 +54,17 @@ impl Store {
         let mut state = self.state();
         for mut row in rows {
             // Reads may overtake each other and our own reports: a recorded VM stays recorded.
-            let known_vm = state.rows.get(&row.id).and_then(|known| known.vm_uid.clone());
+            let known_vm = state
+                .rows
+                .get(&row.id)
+                .and_then(|known| known.vm_uid.clone());
             row.vm_uid = row.vm_uid.or(known_vm);
             // What is wanted never goes back a generation.
             let news = match state.rows.get(&row.id) {
-                Some(known) => known.generation < row.generation || (known.generation == row.generation && *known != row && !known.ended),
+                Some(known) => {
+                    known.generation < row.generation
+                        || (known.generation == row.generation && *known != row && !known.ended)
+                }
                 None => !row.ended,
             };
             if news {
@@ -67,16 +80,26 @@ impl Store {
         self.take_in(rows, queue);
         let mut state = self.state();
         state.complete = true;
-        state.rows.values().filter(|row| !row.ended && !listed.contains(&row.id)).map(|row| row.id).collect()
+        state
+            .rows
+            .values()
+            .filter(|row| !row.ended && !listed.contains(&row.id))
+            .map(|row| row.id)
+            .collect()
     }
 
     /// Takes in what the database has confirmed of a report.
     pub fn confirmed(&self, report: &Report, queue: &Queue) {
         let mut state = self.state();
-        let Some(row) = state.rows.get_mut(&report.id) else { return };
+        let Some(row) = state.rows.get_mut(&report.id) else {
+            return;
+        };
         row.observed_generation = row.observed_generation.max(report.generation);
         row.vm_uid = row.vm_uid.take().or_else(|| report.vm_uid.clone());
-        if let Some(status) = report.status.filter(|_| matches!(row.status, RowStatus::Pending | RowStatus::Running)) {
+        if let Some(status) = report
+            .status
+            .filter(|_| matches!(row.status, RowStatus::Pending | RowStatus::Running))
+        {
             row.status = status;
         }
         if report.ended {

@@ -1,1 +1,84 @@
 //! The testbed: a real Postgres, a real kube-apiserver with etcd, and a KubeVirt to run desktops on.
+//!
+//! From nothing, with no container engine: what is not on the machine is fetched or built once and cached, later
+//! starts take seconds. Every server dies with the process that started it, however that ends, and leaves nothing
+//! behind.
+//!
+//! ```text
+//!   Testbed::start ─┬─ Postgres ────── template (Supabase's parts) ── template (migrated) ── a Database per test
+//!                   └─ ControlPlane ── etcd, kube-apiserver, CRDs ── kubeconfig, clients
+//!        each server under its own supervisor; all of their data in one Scratch directory
+//! ```
+//!
+//! Every `main` that starts a testbed calls [`supervise::become_supervisor_if_asked`] first.
+
+pub mod account;
+pub mod assets;
+pub mod cache;
+pub mod control_plane;
+pub mod postgres;
+pub mod progress;
+pub mod running;
+pub mod scratch;
+pub mod supervise;
+
+use anyhow::{Context as _, Result};
+
+pub use control_plane::ControlPlane;
+pub use postgres::{Caller, Database, Postgres};
+pub use progress::Progress;
+
+/// What to start.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The database server.
+    pub postgres: postgres::Options,
+}
+
+/// A running testbed. Dropping it ends every server and removes all data.
+#[derive(Debug)]
+pub struct Testbed {
+    /// The database server.
+    pub postgres: Postgres,
+    /// The API server.
+    pub control_plane: ControlPlane,
+    directory: std::path::PathBuf,
+}
+
+impl Testbed {
+    /// Starts everything, side by side.
+    pub async fn start(options: &Options, progress: &Progress) -> Result<Self> {
+        let scratch = scratch::Scratch::new()?;
+        let (database, cluster) = (progress.part("postgres"), progress.part("kubernetes"));
+        let (postgres, control_plane) = tokio::try_join!(
+            async {
+                Postgres::start(&options.postgres, &scratch, &database)
+                    .await
+                    .context("start Postgres")
+            },
+            async {
+                ControlPlane::start(&scratch, &cluster)
+                    .await
+                    .context("start the control plane")
+            },
+        )?;
+        Ok(Self {
+            postgres,
+            control_plane,
+            directory: scratch.path().to_owned(),
+        })
+    }
+
+    /// Where its data is while it runs.
+    pub fn directory(&self) -> &std::path::Path {
+        &self.directory
+    }
+}
+
+impl Drop for Testbed {
+    fn drop(&mut self) {
+        // All at once; each field's own drop then waits for its servers.
+        self.postgres.server().begin_end();
+        self.control_plane.begin_end();
+    }
+}

@@ -1,0 +1,121 @@
+//! etcd and kube-apiserver, from wherever this machine can have them.
+//!
+//! The order is the one that users of envtest know:
+//! 1. `KUBEBUILDER_ASSETS` names a directory;
+//! 2. our cache, by version;
+//! 3. the envtest release archive, after its hash is checked ([`envtest`]);
+//! 4. a build from Go modules, which needs a Go toolchain, a module proxy and minutes ([`go`]).
+//!
+//! A rung that cannot be had costs no wait: a name that does not resolve fails at once, and the next rung follows.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::cache;
+use crate::progress::Part;
+
+pub mod envtest;
+mod go;
+
+/// What is built, and what is preferred of the archives.
+pub const VERSION: &str = "v1.36.3";
+
+/// The two servers, and the client if it came along.
+#[derive(Clone, Debug)]
+pub struct Assets {
+    /// The API server's store.
+    pub etcd: PathBuf,
+    /// The API server.
+    pub kube_apiserver: PathBuf,
+}
+
+impl Assets {
+    /// Walks down the ladder.
+    pub async fn find(part: &Part) -> Result<Self> {
+        if let Some(directory) =
+            std::env::var_os("KUBEBUILDER_ASSETS").filter(|value| !value.is_empty())
+        {
+            return Self::of(Path::new(&directory))
+                .with_context(|| format!("use KUBEBUILDER_ASSETS={}", directory.display()));
+        }
+        let cache = cache::directory()?;
+        let target = cache.join(entry());
+        if let Ok(found) = Self::of(&target) {
+            return Ok(found);
+        }
+        let _lock = cache::lock(&cache, &entry(), part).await?;
+        if let Ok(found) = Self::of(&target) {
+            return Ok(found);
+        }
+        let workshop = cache::workshop(&cache)?;
+        let made = workshop.path().join("made");
+        std::fs::create_dir(&made)?;
+        let index = envtest::index_url();
+        part.step("looking for the release archive of etcd and kube-apiserver");
+        if let Err(no_archive) = envtest::fetch(&index, VERSION, &made, part).await {
+            part.step(format!("no archive: {no_archive:#}"));
+            if let Err(no_build) = go::build(&["etcd", "kube-apiserver"], &made, part).await {
+                bail!(
+                    "etcd and kube-apiserver {VERSION} are needed, and every way to them failed:\n\
+                     - KUBEBUILDER_ASSETS, a directory that holds both, is not set;\n\
+                     - {} does not hold them;\n\
+                     - the release archive listed in {index}: {no_archive:#};\n\
+                     - a build from Go modules: {no_build:#}\n\
+                     Any one is enough.",
+                    target.display()
+                );
+            }
+        }
+        // What a broken earlier run left there is of no use.
+        let _ = std::fs::remove_dir_all(&target);
+        std::fs::rename(&made, &target)
+            .with_context(|| format!("move etcd and kube-apiserver to {}", target.display()))?;
+        Self::of(&target)
+    }
+
+    fn of(directory: &Path) -> Result<Self> {
+        let file = |name: &str| {
+            let path = directory.join(name);
+            path.is_file()
+                .then_some(path)
+                .with_context(|| format!("{} has no {name}", directory.display()))
+        };
+        Ok(Self {
+            etcd: file("etcd")?,
+            kube_apiserver: file("kube-apiserver")?,
+        })
+    }
+}
+
+/// A kubectl: of the PATH, of `KUBEBUILDER_ASSETS`, of the cache, or built now.
+pub async fn kubectl(part: &Part) -> Result<PathBuf> {
+    let mut places: Vec<PathBuf> = std::env::var_os("PATH")
+        .iter()
+        .flat_map(std::env::split_paths)
+        .collect();
+    places.extend(std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from));
+    let cache = cache::directory()?;
+    let target = cache.join(entry());
+    let kubectl = target.join("kubectl");
+    places.push(target.clone());
+    if let Some(found) = places
+        .iter()
+        .map(|place| place.join("kubectl"))
+        .find(|path| path.is_file())
+    {
+        return Ok(found);
+    }
+    let _lock = cache::lock(&cache, &entry(), part).await?;
+    if !kubectl.is_file() {
+        let workshop = cache::workshop(&cache)?;
+        go::build(&["kubectl"], workshop.path(), part).await?;
+        std::fs::create_dir_all(&target)?;
+        std::fs::rename(workshop.path().join("kubectl"), &kubectl)?;
+    }
+    Ok(kubectl)
+}
+
+fn entry() -> String {
+    format!("control-plane-{VERSION}")
+}

@@ -1,0 +1,322 @@
+//! A real Postgres with the parts of Supabase that matter, and a database per test.
+//!
+//! The cluster's superuser is called `supabase_admin`, as on the hosted platform, so that `postgres` can be what it
+//! is there: a role that owns the database but is no superuser. [`supabase.sql`](./postgres/supabase.sql) makes the
+//! rest once, in a template; a migrated template is made from it; a test's database is a copy of one, which takes
+//! 0.1 s.
+//!
+//! Durability is off: data lives as long as the testbed.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use futures::future::BoxFuture;
+use tokio_postgres::{Client, NoTls};
+use uuid::Uuid;
+
+use crate::account::Account;
+use crate::progress::Part;
+use crate::scratch::{Scratch, free_port};
+use crate::supervise::{Program, Signal, Spec, Supervised};
+
+mod binaries;
+mod database;
+
+pub use binaries::Binaries;
+pub use database::{Caller, Database};
+
+/// The cluster's superuser, as on Supabase.
+pub const SUPERUSER: &str = "supabase_admin";
+
+/// The hosted project's administrator, who migrates: owner of the database, no superuser.
+pub const ADMINISTRATOR: &str = "postgres";
+
+/// How long a started server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Migrates the database at this URL (of the hosted-like role `postgres`).
+pub type Migrate = fn(String) -> BoxFuture<'static, Result<()>>;
+
+/// What kind of Postgres to start.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// A major version to take from the archive; `None` is the machine's own, else the archive's 17.
+    /// `CYBERDESK_TESTBED_POSTGRES_VERSION` decides if this does not.
+    pub version: Option<u32>,
+    /// Server settings beside and over the testbed's own.
+    pub settings: Vec<(String, String)>,
+    /// Makes the template of [`Postgres::database`]. Without it these databases are like
+    /// [`Postgres::supabase_database`]'s.
+    pub migrate: Option<Migrate>,
+}
+
+/// A running server. Dropping it ends the server and removes its data.
+#[derive(Debug)]
+pub struct Postgres {
+    server: Supervised,
+    port: u16,
+    version: String,
+    template: &'static str,
+}
+
+impl Postgres {
+    /// Finds or fetches the binaries, starts a server and fills the templates.
+    pub async fn start(options: &Options, scratch: &Scratch, part: &Part) -> Result<Self> {
+        let account = Account::to_drop_to()?;
+        let binaries = Binaries::find(options.version, account.is_some(), part).await?;
+        part.step(format!("starting PostgreSQL {}", binaries.version));
+        let (server, port) = launch(&binaries, account, options, scratch).await?;
+        let mut postgres = Self {
+            server,
+            port,
+            version: binaries.version,
+            template: database::SUPABASE,
+        };
+        part.step("filling the templates");
+        postgres.fill_templates(options.migrate).await?;
+        part.done(&format!(
+            "PostgreSQL {} on port {}",
+            postgres.version, postgres.port
+        ));
+        Ok(postgres)
+    }
+
+    /// A fresh, migrated database.
+    pub async fn database(&self) -> Result<Database> {
+        Database::create(self.port, &fresh_name(), self.template, ADMINISTRATOR).await
+    }
+
+    /// A fresh database with the parts of Supabase and nothing of ours.
+    pub async fn supabase_database(&self) -> Result<Database> {
+        Database::create(self.port, &fresh_name(), database::SUPABASE, ADMINISTRATOR).await
+    }
+
+    /// A fresh database as plain PostgreSQL makes it: no schema `auth`, no publication. The roles are the cluster's,
+    /// so they are there.
+    pub async fn plain_database(&self) -> Result<Database> {
+        Database::create(self.port, &fresh_name(), "template0", ADMINISTRATOR).await
+    }
+
+    /// A database under a name of one's own: migrated, or with the parts of Supabase only.
+    pub async fn database_named(&self, name: &str, migrated: bool) -> Result<Database> {
+        let template = if migrated {
+            self.template
+        } else {
+            database::SUPABASE
+        };
+        Database::create(self.port, name, template, ADMINISTRATOR).await
+    }
+
+    /// The server's process: to kill, stop, freeze or start again.
+    pub fn server(&self) -> &Supervised {
+        &self.server
+    }
+
+    /// Starts a killed server again on its data, and waits until it answers.
+    pub async fn restart(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.server.start().await?;
+            match answers(&self.server, self.port, deadline).await {
+                Ok(_) => return Ok(()),
+                // The killed server's children are given a moment to notice and leave the shared memory.
+                Err(error) if Instant::now() < deadline && self.server.has_ended() => drop(error),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Where it listens on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What `postgres --version` calls itself, e.g. `17.11`.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    async fn fill_templates(&mut self, migrate: Option<Migrate>) -> Result<()> {
+        let template = Database::create(self.port, database::SUPABASE, "template0", SUPERUSER)
+            .await?
+            .kept();
+        let client = template.connect_as(SUPERUSER).await?;
+        client
+            .batch_execute(include_str!("postgres/supabase.sql"))
+            .await
+            .context("apply supabase.sql")?;
+        drop(client);
+        if let Some(migrate) = migrate {
+            let template = Database::create(
+                self.port,
+                database::MIGRATED,
+                database::SUPABASE,
+                ADMINISTRATOR,
+            )
+            .await?
+            .kept();
+            migrate(template.url(ADMINISTRATOR))
+                .await
+                .context("migrate the template database")?;
+            self.template = database::MIGRATED;
+        }
+        Ok(())
+    }
+}
+
+/// Starts a server, and tries other ports if someone else was quicker on ours.
+async fn launch(
+    binaries: &Binaries,
+    account: Option<Account>,
+    options: &Options,
+    scratch: &Scratch,
+) -> Result<(Supervised, u16)> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let port = free_port()?;
+        let directory =
+            scratch.directory(&format!("postgres-{}", Uuid::new_v4().simple()), account)?;
+        let data = directory.join("data");
+        let log = directory.join("log");
+        let mut settings = vec![format!("port={port}")];
+        settings.extend(SETTINGS.iter().map(|setting| (*setting).to_owned()));
+        settings.extend(
+            options
+                .settings
+                .iter()
+                .map(|(name, value)| format!("{name}={value}")),
+        );
+        let mut args = vec!["-D".into(), data.clone().into_os_string()];
+        for setting in settings {
+            args.extend(["-c".into(), setting.into()]);
+        }
+        let mut spec = Spec::new(
+            "postgres",
+            Program::new(binaries.directory.join("postgres"), args),
+            &directory,
+            log,
+        );
+        let mut initdb = vec![
+            "--pgdata".into(),
+            data.into_os_string(),
+            "--username".into(),
+            SUPERUSER.into(),
+        ];
+        initdb.extend(INITDB.iter().map(Into::into));
+        spec.before = vec![Program::new(binaries.directory.join("initdb"), initdb)];
+        spec.env.insert("LC_ALL".to_owned(), "C".to_owned());
+        spec.account = account;
+        // Immediate shutdown: the data goes anyway, and unlike SIGKILL it leaves no shared memory behind.
+        spec.stop_signal = Signal::QUIT.as_raw();
+        scratch.removed_with(&mut spec);
+        let server = Supervised::spawn(&spec)?;
+        match answers(&server, port, Instant::now() + PATIENCE).await {
+            Ok(_) => return Ok((server, port)),
+            Err(error)
+                if attempts < 3 && format!("{error:#}").contains("Address already in use") =>
+            {
+                drop(error)
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// `initdb` beside data directory and superuser.
+const INITDB: [&str; 4] = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"];
+
+/// TCP only (a socket's path may be too long), quick rather than durable, otherwise as Supabase sets it.
+const SETTINGS: [&str; 11] = [
+    "listen_addresses=127.0.0.1",
+    "unix_socket_directories=",
+    "fsync=off",
+    "synchronous_commit=off",
+    "full_page_writes=off",
+    "max_connections=300",
+    "wal_level=logical",
+    "max_wal_size=4GB",
+    "timezone=UTC",
+    "log_timezone=UTC",
+    "jit=off",
+];
+
+/// Waits until the server lets us in.
+async fn answers(server: &Supervised, port: u16, deadline: Instant) -> Result<Client> {
+    server.running().await?;
+    loop {
+        match connect(port, SUPERUSER, "template1").await {
+            Ok(client) => return Ok(client),
+            Err(_) if server.has_ended() => return Err(server.last_words()),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context(server.last_words()));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+async fn connect(port: u16, role: &str, database: &str) -> Result<Client> {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host(Ipv4Addr::LOCALHOST.to_string())
+        .port(port)
+        .user(role)
+        .dbname(database);
+    config
+        .application_name("testbed")
+        .connect_timeout(Duration::from_secs(5));
+    let (client, connection) = config
+        .connect(NoTls)
+        .await
+        .with_context(|| format!("connect to the database {database} on port {port} as {role}"))?;
+    tokio::spawn(async move {
+        // Its end shows at the client; there is nobody else to tell.
+        let _ = connection.await;
+    });
+    Ok(client)
+}
+
+fn fresh_name() -> String {
+    format!("test_{}", Uuid::new_v4().simple())
+}
+
+/// The first number of `postgres (PostgreSQL) 15.18 (Debian …)`, and the whole version.
+fn parse_version(said: &str) -> Result<(u32, String)> {
+    let version = said
+        .split_whitespace()
+        .find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
+    let major = version.and_then(|version| {
+        version
+            .split(|c: char| !c.is_ascii_digit())
+            .next()?
+            .parse()
+            .ok()
+    });
+    match (major, version) {
+        (Some(major), Some(version)) => Ok((major, version.to_owned())),
+        _ => bail!("read a version from {said:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_version;
+
+    #[test]
+    fn versions_are_read_as_distributions_write_them() {
+        for (said, want) in [
+            (
+                "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)",
+                (15, "15.18"),
+            ),
+            ("postgres (PostgreSQL) 17.11", (17, "17.11")),
+            ("postgres (PostgreSQL) 18beta1", (18, "18beta1")),
+        ] {
+            let (major, version) = parse_version(said).expect("it holds a version");
+            assert_eq!((major, version.as_str()), want, "{said}");
+        }
+        assert!(parse_version("postgres").is_err());
+    }
+}
