@@ -18,7 +18,7 @@ pub(crate) enum Acted {
     /// Handed to the write-back, whose answer wakes the desktop again.
     Told,
     /// VM and VMI as the API server has them now.
-    Looked(Seen<Vm>, Seen<Vmi>),
+    Looked(Box<(Seen<Vm>, Seen<Vmi>)>),
     /// Nothing of the desktop is left.
     Forgotten,
 }
@@ -84,8 +84,7 @@ impl Operator {
             }
             Action::DeleteSecret { owner } => self.cluster.delete_secret(key, &owner).await?,
             Action::LookLive => {
-                let (vm, vmi) = self.cluster.look_live(key).await?;
-                return Ok(Acted::Looked(vm, vmi));
+                return Ok(Acted::Looked(Box::new(self.cluster.look_live(key).await?)));
             }
             Action::Expire(id) => {
                 self.write_back.expire(id);

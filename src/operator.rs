@@ -228,7 +228,7 @@ impl Operator {
                 match self.act(key, action).await {
                     Ok(Acted::Done) => (),
                     Ok(Acted::Told) => told = true,
-                    Ok(Acted::Looked(vm, vmi)) => live = Some((vm, vmi)),
+                    Ok(Acted::Looked(seen)) => live = Some(*seen),
                     Ok(Acted::Forgotten) => {
                         self.forget_refusal(key);
                         return Outcome::Settled(None);

@@ -4,7 +4,6 @@
 use std::borrow::Cow;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Resource;
 use kube::api::ObjectMeta;
 use serde::Deserialize;
@@ -279,13 +278,4 @@ pub(super) fn version(meta: &ObjectMeta) -> u64 {
         .as_deref()
         .and_then(|version| version.parse().ok())
         .unwrap_or(u64::MAX)
-}
-
-/// A condition of a CR, for those who read our own status back.
-pub fn condition<'a>(status: &'a CyberdeskStatus, kind: &str) -> Option<&'a Condition> {
-    status
-        .conditions
-        .iter()
-        .flatten()
-        .find(|condition| condition.type_ == kind)
 }

@@ -23,7 +23,7 @@ pub(super) const WATCH_SECONDS: u32 = 30;
 /// Keeps a cache current and wakes the desktops whose objects changed. Ends when it is dropped.
 ///
 /// There is no label selector: a label that somebody removes would look like a deletion.
-pub async fn follow<K>(api: Api<K>, cache: &Cache<K::Seen>, queue: &Queue)
+pub(crate) async fn follow<K>(api: Api<K>, cache: &Cache<K::Seen>, queue: &Queue)
 where
     K: Observed + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
@@ -81,7 +81,7 @@ pub(crate) const TEMPLATES: &str = "cyberdesk-vm-template";
 
 /// Keeps the templates as the ConfigMap has them; without one, those that ship with the binary.
 /// `namespace` is where VMs are made.
-pub async fn follow_templates(
+pub(crate) async fn follow_templates(
     api: Api<ConfigMap>,
     namespace: &str,
     templates: &RwLock<Arc<Templates>>,
