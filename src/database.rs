@@ -1,3 +1,8 @@
-//! The database's side: its schema, and every statement that is sent to it.
+//! The database's side: connections, the rows as they were last read, and what is told back.
 
+pub mod connect;
+pub(crate) mod listen;
 pub mod migrate;
+pub(crate) mod rows;
+pub mod store;
+pub mod writeback;

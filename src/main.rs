@@ -1,3 +1,15 @@
 //! The thin binary over the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+use cyberdesk_operator::{cli, telemetry};
+
+fn main() -> ExitCode {
+    match cli::main(std::env::args_os()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cyberdesk-operator: {}", telemetry::chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -84,6 +84,8 @@ impl RowStatus {
 pub struct Row {
     /// The row's id.
     pub id: Uuid,
+    /// Whether the app's row is there. Once it was deleted this is its tombstone.
+    pub exists: bool,
     /// Whose it is.
     pub user_id: Uuid,
     /// Whether it wants a VM.

@@ -135,6 +135,10 @@ pub fn plan(view: &View<'_>, now: Now) -> Plan {
         (Seen::Unknown, _) => Plan::nothing(),
 
         (Seen::Present(row), cr) if row.ended => clear_away(view, row, cr.present()),
+        // A row that went without its trigger (TRUNCATE, a restored copy) is no word of anyone's.
+        (Seen::Present(row), _) if row.desired == Desired::Present && !row.exists => {
+            Plan::nothing()
+        }
         (Seen::Present(row), cr) => Desktop::of_row(row, cr.present()).plan(view, now),
 
         (Seen::Absent, Seen::Present(cr)) if cr.owner.is_none() => match Desktop::by_hand(cr) {

@@ -195,12 +195,12 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Waits for the next key. Without `makes`, only for one of the ends.
-    pub async fn next(&self, makes: bool) -> (Key, Lane) {
+    /// Waits for the next key. Where `makes` says that there is no room for one, only for one of the ends.
+    pub async fn next(&self, makes: impl Fn() -> bool) -> (Key, Lane) {
         loop {
             let timer = {
                 let mut core = self.core();
-                if let Some(taken) = core.take(Instant::now(), makes) {
+                if let Some(taken) = core.take(Instant::now(), makes()) {
                     return taken;
                 }
                 core.next_timer()

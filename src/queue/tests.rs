@@ -146,7 +146,7 @@ async fn a_waiter_gets_a_key_when_it_is_woken_or_due() {
     let queue = std::sync::Arc::new(Queue::default());
     let waiter = tokio::spawn({
         let queue = queue.clone();
-        async move { queue.next(true).await }
+        async move { queue.next(|| true).await }
     });
     tokio::task::yield_now().await;
     queue.wake(&key("a"), Lane::Makes);
@@ -159,6 +159,6 @@ async fn a_waiter_gets_a_key_when_it_is_woken_or_due() {
         lane,
         Outcome::Settled(Some(before + Duration::from_secs(5))),
     );
-    assert_eq!(queue.next(false).await, (key("a"), Lane::Ends));
+    assert_eq!(queue.next(|| false).await, (key("a"), Lane::Ends));
     assert_eq!(before.elapsed(), Duration::from_secs(5));
 }

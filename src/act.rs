@@ -1,0 +1,114 @@
+//! The hands: one match from an action to one call. Nothing is decided here.
+
+use std::collections::BTreeMap;
+
+use tracing::info;
+
+use crate::cluster::{Created, Error};
+use crate::model::{Seen, Vm, Vmi};
+use crate::names::{ANNOTATION_DATABASE, Key, Owner};
+use crate::operator::Operator;
+use crate::plan::Action;
+
+/// What became of an action.
+#[derive(Debug)]
+pub(crate) enum Acted {
+    /// Done.
+    Done,
+    /// Handed to the write-back, whose answer wakes the desktop again.
+    Told,
+    /// VM and VMI as the API server has them now.
+    Looked(Box<(Seen<Vm>, Seen<Vmi>)>),
+    /// Nothing of the desktop is left.
+    Forgotten,
+}
+
+impl Operator {
+    /// Does as told. This is the one place where the cluster is written, and so where a leader that is
+    /// no longer one must be stopped.
+    pub(crate) async fn act(&self, key: &Key, action: Action) -> Result<Acted, Error> {
+        match action {
+            Action::CreateCr {
+                owner: (id, user),
+                spec,
+            } => {
+                let labels = Owner::Row(id).labels(key, Some(user));
+                self.cluster
+                    .create_cr(key, labels, self.row_annotations(), &spec)
+                    .await?;
+                info!(desktop = %key, "made the CR");
+            }
+            Action::ApplyCr {
+                uid,
+                owner: (id, user),
+                spec,
+            } => {
+                let labels = Owner::Row(id).labels(key, Some(user));
+                self.cluster
+                    .apply_cr(key, &uid, labels, self.row_annotations(), &spec)
+                    .await?;
+                info!(desktop = %key, "brought the CR in line with its row");
+            }
+            Action::WriteCrStatus { uid, status } => {
+                self.cluster.write_cr_status(key, &uid, &status).await?;
+                info!(desktop = %key, phase = ?status.phase, reason = status.reason, "wrote the CR's status");
+            }
+            Action::DeleteCr { uid } => {
+                self.cluster.delete_cr(key, &uid).await?;
+                info!(desktop = %key, "deleted the CR");
+            }
+            Action::CreateVm { owner, manifests } => {
+                let annotations = match owner {
+                    Owner::Row(_) => self.row_annotations(),
+                    Owner::Hand(_) => BTreeMap::new(),
+                };
+                match self
+                    .cluster
+                    .create_vm(key, &manifests, &annotations)
+                    .await?
+                {
+                    Created::There => info!(desktop = %key, "made the VM"),
+                    Created::Refused(words) => {
+                        info!(desktop = %key, words, "the API server refused the VM");
+                        self.remember_refusal(key, words);
+                    }
+                }
+            }
+            Action::DeleteVm { uid } => {
+                self.cluster.delete_vm(key, &uid).await?;
+                info!(desktop = %key, "deleted the VM; its guest shuts down");
+            }
+            Action::DeleteVmi { uid } => {
+                self.cluster.delete_vmi(key, &uid).await?;
+                info!(desktop = %key, "deleted a VMI that its VM left behind");
+            }
+            Action::DeleteSecret { owner } => self.cluster.delete_secret(key, &owner).await?,
+            Action::LookLive => {
+                return Ok(Acted::Looked(Box::new(self.cluster.look_live(key).await?)));
+            }
+            Action::Expire(id) => {
+                self.write_back.expire(id);
+                return Ok(Acted::Told);
+            }
+            Action::Report(report) => {
+                self.write_back.report(report);
+                return Ok(Acted::Told);
+            }
+            Action::Forget => {
+                if let Some(id) = key.row_id() {
+                    self.store.forget(id);
+                }
+                return Ok(Acted::Forgotten);
+            }
+        }
+        Ok(Acted::Done)
+    }
+
+    /// The database that an object's row is in.
+    fn row_annotations(&self) -> BTreeMap<String, String> {
+        self.database_id()
+            .map(|id| (ANNOTATION_DATABASE.to_owned(), id))
+            .into_iter()
+            .collect()
+    }
+}

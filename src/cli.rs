@@ -1,0 +1,110 @@
+//! The command line: one binary, a subcommand for each task.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::warn;
+
+use crate::config::Config;
+use crate::database::connect::Target;
+use crate::{crd, database, operator, telemetry};
+
+/// Keeps a fleet of virtual desktops true to a Postgres table.
+///
+/// Settings are environment variables (see README.md, "Configuration"); a file .env in the current
+/// folder is read too.
+#[derive(Debug, Parser)]
+#[command(name = "cyberdesk-operator", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon.
+    Run,
+    /// Bring the database to the schema of this version. DATABASE_URL is that of the owner of the schema
+    /// here (on Supabase: the role postgres), not the daemon's.
+    Migrate {
+        /// A file with the password to give to the daemon's role, cyberdesk_daemon. Without it the role
+        /// keeps the password that it has; a new role has none, and cannot log in by password.
+        #[arg(long, value_name = "FILE")]
+        daemon_password_file: Option<PathBuf>,
+    },
+    /// Print the CustomResourceDefinition.
+    Crd,
+}
+
+/// Runs the program with these arguments, the first of which is its name.
+///
+/// # Errors
+///
+/// If the command failed. The error says what to do.
+pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> anyhow::Result<()> {
+    let arguments = Arguments::parse_from(arguments);
+    match dotenvy::dotenv() {
+        Err(error) if !error.not_found() => return Err(error).context("read .env"),
+        _ => (),
+    }
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("start the runtime")
+    };
+    match arguments.command {
+        Command::Run => {
+            let (config, warnings) = Config::read(std::env::vars())?;
+            telemetry::start(&config.logging.filter, config.logging.format)?;
+            warnings.iter().for_each(|warning| warn!("{warning}"));
+            runtime()?.block_on(async { operator::run(config, told_to_stop()?).await })
+        }
+        Command::Migrate {
+            daemon_password_file,
+        } => {
+            let password = daemon_password_file
+                .map(|file| {
+                    fs::read_to_string(&file)
+                        .with_context(|| format!("read the password in {}", file.display()))
+                })
+                .transpose()?;
+            runtime()?.block_on(migrate(password.as_deref().map(str::trim_end)))
+        }
+        Command::Crd => {
+            print!("{}", serde_saphyr::to_string(&crd::definition())?);
+            Ok(())
+        }
+    }
+}
+
+async fn migrate(daemon_password: Option<&str>) -> anyhow::Result<()> {
+    let url = std::env::var("DATABASE_URL")
+        .context("DATABASE_URL is not set; for migrate it is the URL of the schema's owner, such as postgres://postgres:PASSWORD@HOST:5432/postgres")?;
+    let target = Target::from_url(&url).context("DATABASE_URL")?;
+    let (mut client, connection) = target.connect().await.context("connect to the database")?;
+    let connection = tokio::spawn(connection);
+    let report = database::migrate::migrate(&mut client, daemon_password).await?;
+    drop(client);
+    connection.await??;
+    match report.applied.as_slice() {
+        [] => println!("the database is up to date"),
+        applied => println!("applied: {}", applied.join(", ")),
+    }
+    Ok(())
+}
+
+/// Resolves at the first SIGTERM or Ctrl-C.
+fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => (),
+            _ = interrupt.recv() => (),
+        }
+    })
+}

@@ -1,0 +1,473 @@
+//! The calls that change the cluster, and the live reads that an end needs. Each is made once, with a
+//! deadline. Creates are POST and deletes carry the UID, so a call that lands late can do no harm that
+//! the next look does not see.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::future::Future;
+use std::time::Duration;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{
+    Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions,
+};
+use kube::core::{ApiResource, DynamicObject};
+use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::CALL_DEADLINE;
+use super::cache::Cache;
+use super::objects::{CrObject, Observed, VmObject, VmiObject, version};
+use crate::crd::{CyberdeskSpec, CyberdeskStatus};
+use crate::model::{Cr, Seen, Vm, Vmi};
+use crate::names::{Key, MANAGER, Owner};
+use crate::template::Manifests;
+
+/// What became of a create.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// It is there: made now, or already.
+    There,
+    /// The API server will never take this manifest, and says why.
+    Refused(String),
+}
+
+/// A call that was not done. The next look decides anew.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused it, or did not answer.
+    #[error("{verb} {object}")]
+    Call {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        object: String,
+        /// Why not.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// No answer in time. It may have been done all the same.
+    #[error("{verb} {object}: no answer within {} s", CALL_DEADLINE.as_secs())]
+    Deadline {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        object: String,
+    },
+}
+
+impl Error {
+    /// How long the API server asks to be left alone (429 with Retry-After).
+    pub fn retry_after(&self) -> Duration {
+        let seconds = match self {
+            Self::Call { source, .. } => match &**source {
+                kube::Error::Api(status) => status
+                    .details
+                    .as_ref()
+                    .map_or(0, |details| details.retry_after_seconds),
+                _ => 0,
+            },
+            Self::Deadline { .. } => 0,
+        };
+        Duration::from_secs(u64::from(seconds))
+    }
+
+    fn status(&self) -> Option<(u16, &str)> {
+        match self {
+            Self::Call { source, .. } => match &**source {
+                kube::Error::Api(status) => Some((status.code, status.message.as_str())),
+                _ => None,
+            },
+            Self::Deadline { .. } => None,
+        }
+    }
+
+    fn is(&self, code: u16) -> bool {
+        self.status().is_some_and(|(found, _)| found == code)
+    }
+}
+
+/// The cluster as we write it, and the caches that hear of every answer at once.
+#[derive(Debug)]
+pub struct Cluster {
+    crs: Api<CrObject>,
+    vms: Api<VmObject>,
+    vmis: Api<VmiObject>,
+    raw_crs: Api<DynamicObject>,
+    raw_vms: Api<DynamicObject>,
+    secrets: Api<Secret>,
+    /// CRs, by key.
+    pub cr_cache: Cache<Cr>,
+    /// VMs, by key.
+    pub vm_cache: Cache<Vm>,
+    /// VMIs, by key.
+    pub vmi_cache: Cache<Vmi>,
+}
+
+impl Cluster {
+    /// CRs live in `namespace`, VMs, VMIs and Secrets in `vm_namespace`.
+    pub fn new(client: &Client, namespace: &str, vm_namespace: &str) -> Self {
+        let raw = |resource: ApiResource, namespace: &str| {
+            Api::namespaced_with(client.clone(), namespace, &resource)
+        };
+        Self {
+            crs: Api::namespaced(client.clone(), namespace),
+            vms: Api::namespaced(client.clone(), vm_namespace),
+            vmis: Api::namespaced(client.clone(), vm_namespace),
+            raw_crs: raw(ApiResource::erase::<CrObject>(&()), namespace),
+            raw_vms: raw(ApiResource::erase::<VmObject>(&()), vm_namespace),
+            secrets: Api::namespaced(client.clone(), vm_namespace),
+            cr_cache: Cache::default(),
+            vm_cache: Cache::default(),
+            vmi_cache: Cache::default(),
+        }
+    }
+
+    /// For the watches.
+    pub fn apis(&self) -> (Api<CrObject>, Api<VmObject>, Api<VmiObject>) {
+        (self.crs.clone(), self.vms.clone(), self.vmis.clone())
+    }
+
+    /// Makes the CR of a row.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there afterwards, as far as we know.
+    pub async fn create_cr(
+        &self,
+        key: &Key,
+        labels: BTreeMap<String, String>,
+        annotations: BTreeMap<String, String>,
+        spec: &CyberdeskSpec,
+    ) -> Result<Created, Error> {
+        let body = cr_body(key, labels, annotations, spec);
+        self.create(
+            &self.raw_crs,
+            &self.crs,
+            &self.cr_cache,
+            key,
+            key.as_str(),
+            body,
+        )
+        .await
+    }
+
+    /// Makes labels and spec of the row's CR what the row wants.
+    ///
+    /// # Errors
+    ///
+    /// If it was not done; also if the CR of this UID is gone.
+    pub async fn apply_cr(
+        &self,
+        key: &Key,
+        uid: &str,
+        labels: BTreeMap<String, String>,
+        annotations: BTreeMap<String, String>,
+        spec: &CyberdeskSpec,
+    ) -> Result<(), Error> {
+        let mut body = cr_body(key, labels, annotations, spec);
+        // With the UID, a CR that is gone is an error; without it, apply would make it again.
+        body["metadata"]["uid"] = uid.into();
+        let params = PatchParams::apply(MANAGER).force();
+        let object = self
+            .call(
+                "apply",
+                key,
+                self.crs.patch(key.as_str(), &params, &Patch::Apply(body)),
+            )
+            .await?;
+        take_in(&self.cr_cache, key, &object);
+        Ok(())
+    }
+
+    /// Writes the status of the CR.
+    ///
+    /// # Errors
+    ///
+    /// If it was not done; also if the CR of this UID is gone.
+    pub async fn write_cr_status(
+        &self,
+        key: &Key,
+        uid: &str,
+        status: &CyberdeskStatus,
+    ) -> Result<(), Error> {
+        // A merge patch: what is `null` is removed. The UID cannot be changed, so another CR refuses it.
+        let body = json!({ "metadata": { "uid": uid }, "status": status });
+        let (params, patch) = (PatchParams::default(), Patch::Merge(body));
+        let object = self
+            .call(
+                "write the status of",
+                key,
+                self.crs.patch_status(key.as_str(), &params, &patch),
+            )
+            .await?;
+        take_in(&self.cr_cache, key, &object);
+        Ok(())
+    }
+
+    /// Deletes the CR of this UID. One that is gone is as good.
+    ///
+    /// # Errors
+    ///
+    /// If it may still be there.
+    pub async fn delete_cr(&self, key: &Key, uid: &str) -> Result<(), Error> {
+        self.delete(&self.crs, &self.cr_cache, key, key.as_str(), uid)
+            .await
+    }
+
+    /// Makes the Secret with the user data, then the VM.
+    ///
+    /// # Errors
+    ///
+    /// If the VM is not there afterwards, as far as we know.
+    pub async fn create_vm(
+        &self,
+        key: &Key,
+        manifests: &Manifests,
+        annotations: &BTreeMap<String, String>,
+    ) -> Result<Created, Error> {
+        if let Some(data) = &manifests.user_data {
+            let secret = Secret {
+                metadata: ObjectMeta {
+                    name: Some(key.secret_name()),
+                    labels: Some(manifests.labels.clone()),
+                    annotations: Some(annotations.clone()),
+                    ..ObjectMeta::default()
+                },
+                data: Some(
+                    data.iter()
+                        .map(|(name, bytes)| (name.clone(), ByteString(bytes.clone())))
+                        .collect(),
+                ),
+                ..Secret::default()
+            };
+            match self
+                .call(
+                    "create the Secret of",
+                    key,
+                    self.secrets.create(&PostParams::default(), &secret),
+                )
+                .await
+            {
+                Ok(_) => (),
+                // Of an earlier try at the same VM: it was made from the same template, or one just edited.
+                Err(error) if error.is(409) => (),
+                Err(error) => return Err(error),
+            }
+        }
+        let mut body = manifests.vm.clone();
+        for (name, value) in annotations {
+            body["metadata"]["annotations"][name] = value.as_str().into();
+        }
+        self.create(
+            &self.raw_vms,
+            &self.vms,
+            &self.vm_cache,
+            key,
+            &key.vm_name(),
+            body,
+        )
+        .await
+    }
+
+    /// Deletes the VM of this UID. KubeVirt keeps it until its guest has shut down.
+    ///
+    /// # Errors
+    ///
+    /// If the deletion was not accepted.
+    pub async fn delete_vm(&self, key: &Key, uid: &str) -> Result<(), Error> {
+        self.delete(&self.vms, &self.vm_cache, key, &key.vm_name(), uid)
+            .await
+    }
+
+    /// Deletes the VMI of this UID, which its VM left behind.
+    ///
+    /// # Errors
+    ///
+    /// If the deletion was not accepted.
+    pub async fn delete_vmi(&self, key: &Key, uid: &str) -> Result<(), Error> {
+        self.delete(&self.vmis, &self.vmi_cache, key, &key.vm_name(), uid)
+            .await
+    }
+
+    /// Deletes the Secrets of this owner: by label, so that nothing secret needs to be read.
+    ///
+    /// # Errors
+    ///
+    /// If one may still be there.
+    pub async fn delete_secret(&self, key: &Key, owner: &Owner) -> Result<(), Error> {
+        let mine = ListParams::default().labels(&owner.selector());
+        self.call(
+            "delete the Secret of",
+            key,
+            self.secrets
+                .delete_collection(&DeleteParams::default(), &mine),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Asks the API server, not a cache, for VM and VMI.
+    ///
+    /// # Errors
+    ///
+    /// If one of them cannot be read: then nothing is known of it.
+    pub async fn look_live(&self, key: &Key) -> Result<(Seen<Vm>, Seen<Vmi>), Error> {
+        tokio::try_join!(
+            self.get(&self.vms, &self.vm_cache, key),
+            self.get(&self.vmis, &self.vmi_cache, key)
+        )
+    }
+
+    async fn get<K>(
+        &self,
+        api: &Api<K>,
+        cache: &Cache<K::Seen>,
+        key: &Key,
+    ) -> Result<Seen<K::Seen>, Error>
+    where
+        K: Observed + Clone + DeserializeOwned + Debug,
+    {
+        match self.call("get", key, api.get_opt(&key.vm_name())).await? {
+            Some(object) => {
+                take_in(cache, key, &object);
+                Ok(Seen::Present(object.seen()))
+            }
+            None => {
+                cache.remove(key);
+                Ok(Seen::Absent)
+            }
+        }
+    }
+
+    async fn create<K>(
+        &self,
+        raw: &Api<DynamicObject>,
+        api: &Api<K>,
+        cache: &Cache<K::Seen>,
+        key: &Key,
+        name: &str,
+        body: Value,
+    ) -> Result<Created, Error>
+    where
+        K: Observed + Clone + DeserializeOwned + Debug,
+    {
+        let object: DynamicObject = match serde_json::from_value(body) {
+            Ok(object) => object,
+            Err(error) => {
+                return Ok(Created::Refused(format!(
+                    "the manifest is no Kubernetes object: {error}"
+                )));
+            }
+        };
+        match self
+            .call("create", key, raw.create(&PostParams::default(), &object))
+            .await
+        {
+            Ok(made) => {
+                if let Ok(object) = serde_json::to_value(made).and_then(serde_json::from_value::<K>)
+                {
+                    take_in(cache, key, &object);
+                }
+                Ok(Created::There)
+            }
+            // The cache did not know of it yet, or it is not ours: the next look sees which.
+            Err(error) if error.is(409) => match self.call("get", key, api.get_opt(name)).await? {
+                Some(object) => {
+                    take_in(cache, key, &object);
+                    Ok(Created::There)
+                }
+                None => Err(error),
+            },
+            Err(error) => match error.status() {
+                Some((400 | 422, words)) => Ok(Created::Refused(words.to_owned())),
+                _ => Err(error),
+            },
+        }
+    }
+
+    async fn delete<K>(
+        &self,
+        api: &Api<K>,
+        cache: &Cache<K::Seen>,
+        key: &Key,
+        name: &str,
+        uid: &str,
+    ) -> Result<(), Error>
+    where
+        K: Observed + Clone + DeserializeOwned + Debug,
+    {
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(uid.to_owned()),
+                resource_version: None,
+            }),
+            ..DeleteParams::background()
+        };
+        match self.call("delete", key, api.delete(name, &params)).await {
+            Ok(answer) => {
+                match answer.left() {
+                    // It stays until its finalizers are done.
+                    Some(object) if object.meta().deletion_timestamp.is_some() => {
+                        take_in(cache, key, &object)
+                    }
+                    _ => drop(cache.remove(key)),
+                }
+                Ok(())
+            }
+            // Gone, or another object has the name by now: what was to be deleted is not there.
+            Err(error) if error.is(404) => {
+                cache.remove(key);
+                Ok(())
+            }
+            Err(error) if error.is(409) => {
+                match self.call("get", key, api.get_opt(name)).await? {
+                    Some(object) => take_in(cache, key, &object),
+                    None => drop(cache.remove(key)),
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn call<T>(
+        &self,
+        verb: &'static str,
+        key: &Key,
+        call: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Error> {
+        let object = || key.to_string();
+        match tokio::time::timeout(CALL_DEADLINE, call).await {
+            Ok(answer) => answer.map_err(|source| Error::Call {
+                verb,
+                object: object(),
+                source: Box::new(source),
+            }),
+            Err(_) => Err(Error::Deadline {
+                verb,
+                object: object(),
+            }),
+        }
+    }
+}
+
+fn take_in<K: Observed>(cache: &Cache<K::Seen>, key: &Key, object: &K) {
+    cache.put(key, version(object.meta()), object.seen());
+}
+
+fn cr_body(
+    key: &Key,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+    spec: &CyberdeskSpec,
+) -> Value {
+    json!({
+        "apiVersion": CrObject::api_version(&()),
+        "kind": CrObject::kind(&()),
+        "metadata": { "name": key.as_str(), "labels": labels, "annotations": annotations },
+        "spec": spec,
+    })
+}

@@ -1,0 +1,141 @@
+//! The rows as they were last read: those that are not over, and those that ended and still have
+//! something in the cluster to be cleared away.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+
+use crate::model::{Desired, Report, Row, RowStatus, Seen};
+use crate::names::Key;
+use crate::queue::{Lane, Queue};
+
+/// What is remembered of the table. It is never the truth, only the last look at it.
+#[derive(Debug, Default)]
+pub struct Store(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    complete: bool,
+    rows: HashMap<Uuid, Row>,
+}
+
+/// What the store knows of a key without asking the database.
+#[derive(Debug, PartialEq)]
+pub enum Remembered {
+    /// This row.
+    Row(Box<Row>),
+    /// No row can have this key.
+    NotARow,
+    /// Nothing: the database must be asked.
+    Nothing(Uuid),
+}
+
+impl Store {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is remembered of this key's row.
+    pub fn get(&self, key: &Key) -> Remembered {
+        let Some(id) = key.row_id() else {
+            return Remembered::NotARow;
+        };
+        self.state()
+            .rows
+            .get(&id)
+            .map_or(Remembered::Nothing(id), |row| {
+                Remembered::Row(Box::new(row.clone()))
+            })
+    }
+
+    /// Takes in rows just read, and wakes those that are news.
+    pub fn take_in(&self, rows: Vec<Row>, queue: &Queue) {
+        let mut state = self.state();
+        for mut row in rows {
+            // Reads may overtake each other and our own reports: a recorded VM stays recorded.
+            let known_vm = state
+                .rows
+                .get(&row.id)
+                .and_then(|known| known.vm_uid.clone());
+            row.vm_uid = row.vm_uid.or(known_vm);
+            // What is wanted never goes back a generation.
+            let news = match state.rows.get(&row.id) {
+                Some(known) => {
+                    known.generation < row.generation
+                        || (known.generation == row.generation && *known != row && !known.ended)
+                }
+                None => !row.ended,
+            };
+            if news {
+                queue.wake(&Key::of_row(row.id), lane(&row));
+                state.rows.insert(row.id, row);
+            }
+        }
+    }
+
+    /// Takes in the complete list of rows that are not over. Those that it lacks are to be asked for.
+    pub fn take_in_all(&self, rows: Vec<Row>, queue: &Queue) -> Vec<Uuid> {
+        let listed: std::collections::HashSet<Uuid> = rows.iter().map(|row| row.id).collect();
+        self.take_in(rows, queue);
+        let mut state = self.state();
+        state.complete = true;
+        state
+            .rows
+            .values()
+            .filter(|row| !row.ended && !listed.contains(&row.id))
+            .map(|row| row.id)
+            .collect()
+    }
+
+    /// Takes in what the database has confirmed of a report.
+    pub fn confirmed(&self, report: &Report, queue: &Queue) {
+        let mut state = self.state();
+        let Some(row) = state.rows.get_mut(&report.id) else {
+            return;
+        };
+        row.observed_generation = row.observed_generation.max(report.generation);
+        row.vm_uid = row.vm_uid.take().or_else(|| report.vm_uid.clone());
+        if let Some(status) = report
+            .status
+            .filter(|_| matches!(row.status, RowStatus::Pending | RowStatus::Running))
+        {
+            row.status = status;
+        }
+        if report.ended {
+            row.ended = true;
+            row.desired = Desired::Absent;
+        }
+        queue.wake(&Key::of_row(row.id), lane(row));
+    }
+
+    /// Drops what is remembered of a row that is over, or that the database no longer has.
+    pub fn forget(&self, id: Uuid) {
+        self.state().rows.remove(&id);
+    }
+
+    /// Whether the list was ever complete.
+    pub fn is_complete(&self) -> bool {
+        self.state().complete
+    }
+
+    /// A row that was asked for by itself.
+    pub fn found(&self, id: Uuid, row: Option<Row>) -> Seen<Row> {
+        match row {
+            Some(row) => {
+                if !row.ended {
+                    self.state().rows.insert(id, row.clone());
+                }
+                Seen::Present(row)
+            }
+            None => Seen::Absent,
+        }
+    }
+}
+
+fn lane(row: &Row) -> Lane {
+    match row.desired {
+        Desired::Absent => Lane::Ends,
+        Desired::Present => Lane::Makes,
+    }
+}

@@ -1,0 +1,455 @@
+//! The daemon: sources wake keys, workers look, plan and act on them, one desktop at a time each.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::Context;
+use deadpool_postgres::Pool;
+use kube::{Api, Client};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+use crate::act::Acted;
+use crate::clock::{Clock, Reading};
+use crate::cluster::{self, Cluster, follow, follow_templates};
+use crate::config::Config;
+use crate::database::listen::{self, Wakeups};
+use crate::database::rows;
+use crate::database::store::{Remembered, Store};
+use crate::database::writeback::{self, WriteBack};
+use crate::model::{Row, Seen, Vm, Vmi};
+use crate::names::Key;
+use crate::plan::{Plan, View, plan};
+use crate::queue::{Lane, Outcome, Queue};
+use crate::telemetry::chain;
+use crate::template::Templates;
+
+/// Most rounds of look, plan and act before a desktop waits for its turn again. A life takes one to
+/// three at a time; one that needs more is going in circles.
+const ROUNDS: usize = 8;
+/// Part of the concurrency that only ends may use, so that a burst of new desktops delays no shutdown.
+const KEPT_FOR_ENDS: usize = 4;
+/// After a notification the rows are looked at again: of committers at the same time only one notifies.
+const AGAIN_AFTER_WAKE: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(25)];
+/// Least time between two looks for changed rows, under a storm of notifications.
+const LEAST_GAP: Duration = Duration::from_millis(5);
+/// While notifications are not proven to arrive, rows are looked at this often at least.
+const DEAF_POLL: Duration = Duration::from_secs(1);
+/// How often the clocks are read.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
+/// Time to finish what is in flight when told to stop. What is abandoned, the next look finds.
+const GRACE: Duration = Duration::from_millis(800);
+
+/// All that the daemon knows and holds.
+#[derive(Debug)]
+pub struct Operator {
+    pub(crate) cluster: Cluster,
+    pub(crate) store: Store,
+    pub(crate) write_back: WriteBack,
+    queue: Queue,
+    clock: Clock,
+    templates: RwLock<Arc<Templates>>,
+    refusals: Mutex<HashMap<Key, String>>,
+    database_id: Mutex<Option<Uuid>>,
+    pool: Pool,
+    makes_in_flight: AtomicUsize,
+}
+
+/// Runs the daemon until `shutdown` resolves.
+///
+/// Neither side needs to be there: what is away is tried again, and what the other side alone needs is
+/// done meanwhile.
+///
+/// # Errors
+///
+/// If a setting cannot be used at all, or another daemon has taken over.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let client = cluster::connect()
+        .await
+        .context("read how to reach the Kubernetes API server")?;
+    let pool = config.database.pool()?;
+    let templates = match &config.templates {
+        Some(folder) => templates_of(folder, &config.vm_namespace)?,
+        None => Templates::built_in(&config.vm_namespace),
+    };
+    let operator = Arc::new(Operator {
+        cluster: Cluster::new(&client, &config.namespace, &config.vm_namespace),
+        store: Store::default(),
+        write_back: WriteBack::default(),
+        queue: Queue::default(),
+        clock: Clock::default(),
+        templates: RwLock::new(Arc::new(templates)),
+        refusals: Mutex::default(),
+        database_id: Mutex::default(),
+        pool,
+        makes_in_flight: AtomicUsize::new(0),
+    });
+    let wakeups = Arc::new(Wakeups::default());
+    info!(
+        namespace = config.namespace,
+        vm_namespace = config.vm_namespace,
+        "started"
+    );
+
+    let (crs, vms, vmis) = operator.cluster.apis();
+    let own_templates = async {
+        match &config.templates {
+            Some(_) => std::future::pending().await,
+            None => {
+                follow_templates(
+                    Api::namespaced(client.clone(), &config.namespace),
+                    &config.vm_namespace,
+                    &operator.templates,
+                )
+                .await
+            }
+        }
+    };
+    let stopping = CancellationToken::new();
+    let told_to_stop = async {
+        shutdown.await;
+        info!("told to stop: finishing what is in flight");
+        stopping.cancel();
+        sleep(GRACE).await;
+    };
+    let stopped = tokio::select! {
+        () = told_to_stop => Ok(()),
+        () = work(&operator, config.concurrency, &stopping) => Ok(()),
+        fenced = operator.write() => fenced,
+        () = operator.scan(&config, &wakeups) => unreachable!("the scan goes on for ever"),
+        () = listen::run(&config.database, &operator.pool, &wakeups) => unreachable!("the listener goes on for ever"),
+        () = operator.read_clocks(&client) => unreachable!("the clocks are read for ever"),
+        () = follow(crs, &operator.cluster.cr_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
+        () = follow(vms, &operator.cluster.vm_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
+        () = follow(vmis, &operator.cluster.vmi_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
+        () = own_templates => unreachable!("a watch goes on for ever"),
+    };
+    info!("stopped");
+    stopped
+}
+
+fn templates_of(folder: &std::path::Path, namespace: &str) -> anyhow::Result<Templates> {
+    let mut files = vec![];
+    for entry in std::fs::read_dir(folder)
+        .with_context(|| format!("read the templates in {}", folder.display()))?
+    {
+        let path = entry?.path();
+        if let (true, Some(name)) = (
+            path.is_file(),
+            path.file_name().and_then(|name| name.to_str()),
+        ) {
+            files.push((
+                name.to_owned(),
+                std::fs::read_to_string(&path)
+                    .with_context(|| format!("read {}", path.display()))?,
+            ));
+        }
+    }
+    Ok(Templates::new(namespace, files))
+}
+
+/// Takes keys as they come due and works on them, at most `concurrency` at once. When told to stop it
+/// takes no more, and returns when all that was begun is done and written back.
+async fn work(operator: &Arc<Operator>, concurrency: usize, stopping: &CancellationToken) {
+    // What has not been listed yet would be taken for unknown, and nothing would wake it again.
+    let listed = async {
+        tokio::join!(
+            operator.cluster.cr_cache.completed(),
+            operator.cluster.vm_cache.completed(),
+            operator.cluster.vmi_cache.completed()
+        );
+    };
+    if stopping.run_until_cancelled(listed).await.is_none() {
+        return;
+    }
+    let slots = Arc::new(Semaphore::new(concurrency));
+    let most_makes = concurrency - KEPT_FOR_ENDS.min(concurrency - 1);
+    let mut steps = JoinSet::new();
+    loop {
+        let slot = slots
+            .clone()
+            .acquire_owned()
+            .await
+            .expect("the slots are never closed");
+        let room = || operator.makes_in_flight.load(Ordering::Relaxed) < most_makes;
+        let Some((key, lane)) = stopping
+            .run_until_cancelled(operator.queue.next(room))
+            .await
+        else {
+            break;
+        };
+        if lane == Lane::Makes {
+            operator.makes_in_flight.fetch_add(1, Ordering::Relaxed);
+        }
+        let operator = operator.clone();
+        steps.spawn(async move {
+            let outcome = operator.step(&key).await;
+            if lane == Lane::Makes {
+                operator.makes_in_flight.fetch_sub(1, Ordering::Relaxed);
+            }
+            operator.queue.done(&key, lane, outcome);
+            drop(slot);
+        });
+        while steps.try_join_next().is_some() {}
+    }
+    while steps.join_next().await.is_some() {}
+    operator.write_back.drained().await;
+}
+
+impl Operator {
+    /// Looks, plans and acts on one desktop until nothing is left to do, or something must be waited for.
+    async fn step(&self, key: &Key) -> Outcome {
+        let mut live = None;
+        for _ in 0..ROUNDS {
+            let Plan { actions, wait } = match self.look(key, live.take()).await {
+                Some(plan) => plan,
+                // No clock yet: neither side has ever answered.
+                None => {
+                    return Outcome::Failed {
+                        at_least: Duration::ZERO,
+                    };
+                }
+            };
+            let settled = Outcome::Settled(
+                wait.map(|wait| Instant::now() + wait.min(Duration::from_secs(86_400))),
+            );
+            if actions.is_empty() {
+                return settled;
+            }
+            let mut told = false;
+            for action in actions {
+                match self.act(key, action).await {
+                    Ok(Acted::Done) => (),
+                    Ok(Acted::Told) => told = true,
+                    Ok(Acted::Looked(seen)) => live = Some(*seen),
+                    Ok(Acted::Forgotten) => {
+                        self.forget_refusal(key);
+                        return Outcome::Settled(None);
+                    }
+                    Err(error) => {
+                        warn!(desktop = %key, error = %chain(&error), "not done; the next look decides anew");
+                        return Outcome::Failed {
+                            at_least: error.retry_after(),
+                        };
+                    }
+                }
+            }
+            if told {
+                return settled;
+            }
+        }
+        warn!(desktop = %key, "not settled after {ROUNDS} rounds; will look again");
+        Outcome::Failed {
+            at_least: Duration::ZERO,
+        }
+    }
+
+    /// Collects what is known of a desktop, and what follows from it. `None` while there is no clock.
+    async fn look(&self, key: &Key, live: Option<(Seen<Vm>, Seen<Vmi>)>) -> Option<Plan> {
+        let now = self.clock.now()?;
+        let cr = self.cluster.cr_cache.get(key);
+        let is_live = live.is_some();
+        let (vm, vmi) = live.unwrap_or_else(|| {
+            (
+                self.cluster.vm_cache.get(key),
+                self.cluster.vmi_cache.get(key),
+            )
+        });
+        let known = !matches!((&cr, &vm, &vmi), (Seen::Absent, Seen::Absent, Seen::Absent));
+        let row = self.row(key, known).await;
+        let templates = self
+            .templates
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let refused = self
+            .refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(key)
+            .cloned();
+        let view = View {
+            key,
+            row,
+            cr,
+            vm,
+            vmi,
+            live: is_live,
+            refused: refused.as_deref(),
+            templates: &templates,
+        };
+        let plan = plan(&view, now);
+        debug!(desktop = %key, ?view, ?plan, "looked");
+        Some(plan)
+    }
+
+    /// The row of a key. It is asked for only if something in the cluster has its name.
+    async fn row(&self, key: &Key, known_in_cluster: bool) -> Seen<Row> {
+        match self.store.get(key) {
+            Remembered::Row(row) => Seen::Present(*row),
+            Remembered::NotARow => Seen::Absent,
+            Remembered::Nothing(_) if !self.store.is_complete() => Seen::Unknown,
+            Remembered::Nothing(_) if !known_in_cluster => Seen::Absent,
+            Remembered::Nothing(id) => match rows::by_id(&self.pool, &[id]).await {
+                Ok(found) => self.store.found(id, found.into_iter().next()),
+                Err(error) => {
+                    warn!(desktop = %key, error = %chain(error.as_ref()), "cannot read the row");
+                    Seen::Unknown
+                }
+            },
+        }
+    }
+
+    /// Begins a term, and writes back for as long as it lasts.
+    async fn write(&self) -> anyhow::Result<()> {
+        let holder = format!("{}@{}", std::process::id(), crate::names::MANAGER);
+        let mut backoff = Duration::from_millis(250);
+        let term = loop {
+            match writeback::begin_term(&self.pool, &holder).await {
+                Ok(term) => break term,
+                Err(error) => {
+                    warn!(error = %chain(error.as_ref()), "cannot begin to write to the database; will try again")
+                }
+            }
+            sleep(backoff).await;
+            backoff = (backoff * 2).min(Duration::from_secs(5));
+        };
+        info!(epoch = term.epoch, "writing to the database");
+        self.write_back
+            .run(&self.pool, term, &self.store, &self.queue)
+            .await
+            .context("another daemon writes to this database now; this one stops")
+    }
+
+    /// Looks for changed rows: at once when notified, and every so often in any case.
+    async fn scan(&self, config: &Config, wakeups: &Wakeups) {
+        let mut next_resync = Instant::now();
+        let mut trouble = false;
+        let mut again: &[Duration] = &[];
+        loop {
+            let resync = Instant::now() >= next_resync;
+            let began = Instant::now();
+            let result = if resync {
+                self.resync().await
+            } else {
+                self.read_changes().await
+            };
+            match result {
+                Ok(()) => {
+                    if resync {
+                        next_resync = Instant::now() + config.resync_interval;
+                    }
+                    trouble = false;
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut trouble, true) {
+                        warn!(error = %chain(error.as_ref()), "cannot read the database; will try again");
+                    }
+                    next_resync = Instant::now();
+                    again = &[];
+                }
+            }
+            let hears = wakeups.alive.load(Ordering::Relaxed) && !trouble;
+            let poll = if hears {
+                config.poll_interval
+            } else {
+                config.poll_interval.min(DEAF_POLL)
+            };
+            let (pause, rest) = again
+                .split_first()
+                .map_or((poll, again), |(pause, rest)| (*pause, rest));
+            tokio::select! {
+                () = wakeups.look.notified() => again = &AGAIN_AFTER_WAKE,
+                () = sleep(pause) => again = rest,
+                () = sleep_until(next_resync), if !trouble => again = rest,
+            }
+            sleep_until(began + LEAST_GAP).await;
+        }
+    }
+
+    async fn read_changes(&self) -> anyhow::Result<()> {
+        self.store
+            .take_in(rows::dirty(&self.pool).await?, &self.queue);
+        Ok(())
+    }
+
+    /// Reads all rows that are not over, and looks at everything in the cluster that has our name.
+    async fn resync(&self) -> anyhow::Result<()> {
+        if self.database_id().is_none() {
+            let id = rows::identity(&self.pool).await?;
+            *self
+                .database_id
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some(id);
+        }
+        let gone = self
+            .store
+            .take_in_all(rows::live(&self.pool).await?, &self.queue);
+        if !gone.is_empty() {
+            self.store
+                .take_in(rows::by_id(&self.pool, &gone).await?, &self.queue);
+        }
+        let known = [
+            self.cluster.cr_cache.keys(),
+            self.cluster.vm_cache.keys(),
+            self.cluster.vmi_cache.keys(),
+        ];
+        for key in known.into_iter().flatten() {
+            self.queue.wake(&key, Lane::Makes);
+        }
+        Ok(())
+    }
+
+    async fn read_clocks(&self, client: &Client) {
+        loop {
+            match timeout(CLOCK_INTERVAL, rows::time(&self.pool)).await {
+                Ok(Ok(reading)) => self.clock.database(reading),
+                Ok(Err(error)) => {
+                    debug!(error = %chain(error.as_ref()), "cannot read the database's clock")
+                }
+                Err(_) => debug!("the database's clock does not answer"),
+            }
+            match cluster::server_time(client).await {
+                Ok((time, at)) => self.clock.cluster(Reading { time, at }),
+                Err(error) => {
+                    debug!(error = %chain(error.as_ref()), "cannot read the API server's clock")
+                }
+            }
+            sleep(if self.clock.now().is_some() {
+                CLOCK_INTERVAL
+            } else {
+                Duration::from_millis(500)
+            })
+            .await;
+        }
+    }
+
+    /// The identity of the database, once it was read.
+    pub(crate) fn database_id(&self) -> Option<String> {
+        self.database_id
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map(|id| id.to_string())
+    }
+
+    pub(crate) fn remember_refusal(&self, key: &Key, words: String) {
+        self.refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key.clone(), words);
+    }
+
+    fn forget_refusal(&self, key: &Key) {
+        self.refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(key);
+    }
+}
