@@ -4,7 +4,7 @@
 //! 1. `KUBEBUILDER_ASSETS` names a directory;
 //! 2. our cache, by version;
 //! 3. the envtest release archive, after its hash is checked ([`envtest`]);
-//! 4. a build from Go modules, which needs a Go toolchain, a module proxy and minutes ([`go`]).
+//! 4. a build from Go modules, which needs a Go toolchain, a module proxy and minutes.
 //!
 //! A rung that cannot be had costs no wait: a name that does not resolve fails at once, and the next rung follows.
 
@@ -22,7 +22,7 @@ mod go;
 /// What is built, and what is preferred of the archives.
 pub const VERSION: &str = "v1.36.3";
 
-/// The two servers, and the client if it came along.
+/// The two servers' binaries.
 #[derive(Clone, Debug)]
 pub struct Assets {
     /// The API server's store.

@@ -1,7 +1,7 @@
 //! A real Postgres with the parts of Supabase that matter, and a database per test.
 //!
 //! The cluster's superuser is called `supabase_admin`, as on the hosted platform, so that `postgres` can be what it
-//! is there: a role that owns the database but is no superuser. [`supabase.sql`](./postgres/supabase.sql) makes the
+//! is there: a role that owns the database but is no superuser. `postgres/supabase.sql` makes the
 //! rest once, in a template; a migrated template is made from it; a test's database is a copy of one, which takes
 //! 0.1 s.
 //!

@@ -430,13 +430,10 @@ async fn attend(
         .id()
         .and_then(|pid| Pid::from_raw(pid.cast_signed()))
         .expect("it was not waited for yet");
-    if is_server
-        && tell(&State::Running {
-            pid: group.as_raw_nonzero().get().cast_unsigned(),
-        })
-        .is_err()
-    {
-        // Nobody listens any more; the pipe's end says the same in a moment.
+    if is_server {
+        // If nobody listens any more, the pipe's end says the same in a moment.
+        let pid = group.as_raw_nonzero().get().cast_unsigned();
+        let _ = tell(&State::Running { pid });
     }
     loop {
         tokio::select! {

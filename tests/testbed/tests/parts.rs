@@ -15,7 +15,7 @@ use cyberdesk_testbed::scratch::Scratch;
 use cyberdesk_testbed::supervise::{Program, Signal, Spec, Supervised, set_executable};
 use cyberdesk_testbed::{Caller, ControlPlane, Postgres, Progress};
 use futures::FutureExt as _;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, PostParams};
 
 const TESTBED: &str = env!("CARGO_BIN_EXE_testbed");
 
@@ -483,17 +483,18 @@ async fn the_api_server_knows_service_accounts_and_survives_a_crash() -> Result<
     let cluster = ControlPlane::start(&scratch, &Progress::quiet().part("kubernetes")).await?;
     let client = cluster.client().await?;
 
-    let machines = kube::core::ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk(
-        "kubevirt.io",
-        "v1",
-        "VirtualMachine",
-    ));
-    let machines: Api<kube::core::DynamicObject> =
-        Api::namespaced_with(client.clone(), "default", &machines);
-    assert!(
-        machines.list(&Default::default()).await?.items.is_empty(),
-        "KubeVirt's resources are served"
-    );
+    for (group, version, kind) in [
+        ("kubevirt.io", "v1", "VirtualMachine"),
+        ("kubevirt.io", "v1", "VirtualMachineInstance"),
+        ("cyberdesk.io", "v1alpha1", "Cyberdesk"),
+    ] {
+        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        let objects: Api<DynamicObject> = Api::namespaced_with(client.clone(), "default", &kind);
+        assert!(
+            objects.list(&Default::default()).await?.items.is_empty(),
+            "{kind:?} is served"
+        );
+    }
 
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
     let mut account = ServiceAccount::default();

@@ -1,6 +1,5 @@
 //! The custom resources of this testbed: KubeVirt's two that matter, and the operator's.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -15,9 +14,6 @@ const KUBEVIRT: [&str; 2] = [
     include_str!("../../crds/virtualmachineinstances.kubevirt.io.yaml"),
 ];
 
-/// Where this repository keeps the operator's.
-const OPERATOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crd");
-
 /// How long a CRD may take to be served.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -27,33 +23,9 @@ pub(super) async fn apply(client: &Client) -> Result<()> {
     for text in KUBEVIRT {
         crds.push(serde_saphyr::from_str(text).context("read a CRD of KubeVirt")?);
     }
-    crds.extend(operator(Path::new(OPERATOR))?);
+    crds.push(cyberdesk_operator::crd::definition());
     let each = crds.iter().map(|crd| establish(client, crd));
     futures::future::try_join_all(each).await.map(drop)
-}
-
-/// The CRDs among the YAML files of a directory, which may not be there yet.
-fn operator(directory: &Path) -> Result<Vec<CustomResourceDefinition>> {
-    let mut crds = Vec::new();
-    for entry in std::fs::read_dir(directory).into_iter().flatten() {
-        let path = entry?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "yaml")
-        {
-            let text = std::fs::read_to_string(&path)?;
-            if text
-                .lines()
-                .any(|line| line.trim() == "kind: CustomResourceDefinition")
-            {
-                crds.push(
-                    serde_saphyr::from_str(&text)
-                        .with_context(|| format!("read {}", path.display()))?,
-                );
-            }
-        }
-    }
-    Ok(crds)
 }
 
 async fn establish(client: &Client, crd: &CustomResourceDefinition) -> Result<()> {
