@@ -9,6 +9,7 @@
 //! A rung that cannot be had costs no wait: a name that does not resolve fails at once, and the next rung follows.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -54,16 +55,20 @@ impl Assets {
         let index = envtest::index_url();
         part.step("looking for the release archive of etcd and kube-apiserver");
         if let Err(no_archive) = envtest::fetch(&index, VERSION, &made, part).await {
-            part.step(format!("no archive: {no_archive:#}"));
+            part.step(format!(
+                "no archive ({}); building instead",
+                no_archive.root_cause()
+            ));
             if let Err(no_build) = go::build(&["etcd", "kube-apiserver"], &made, part).await {
                 bail!(
                     "etcd and kube-apiserver {VERSION} are needed, and every way to them failed:\n\
                      - KUBEBUILDER_ASSETS, a directory that holds both, is not set;\n\
                      - {} does not hold them;\n\
-                     - the release archive listed in {index}: {no_archive:#};\n\
+                     - the release archive of its index: {no_archive}: {};\n\
                      - a build from Go modules: {no_build:#}\n\
                      Any one is enough.",
-                    target.display()
+                    target.display(),
+                    no_archive.root_cause(),
                 );
             }
         }
@@ -118,4 +123,15 @@ pub async fn kubectl(part: &Part) -> Result<PathBuf> {
 
 fn entry() -> String {
     format!("control-plane-{VERSION}")
+}
+
+/// A client that gives up on what does not answer.
+pub(crate) fn http_client() -> Result<reqwest::Client> {
+    // The first to install a provider wins; any is good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder()
+        .connect_timeout(Duration::from_secs(5))
+        .read_timeout(Duration::from_secs(30))
+        .user_agent("cyberdesk-testbed");
+    client.build().context("make an HTTP client")
 }

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{Api, PostParams};
@@ -196,7 +196,11 @@ async fn start_etcd(assets: &Assets, scratch: &Scratch) -> Result<(Supervised, u
     let directory = scratch.directory(ETCD, None)?;
     let port = free_port()?;
     let url = format!("http://{}:{port}", Ipv4Addr::LOCALHOST);
+    let name = Uuid::new_v4().to_string();
     let args = [
+        format!("--name={name}"),
+        format!("--initial-cluster={name}=http://127.0.0.1:0"),
+        "--initial-advertise-peer-urls=http://127.0.0.1:0".to_owned(),
         format!("--data-dir={}", directory.join("data").display()),
         format!("--listen-client-urls={url}"),
         format!("--advertise-client-urls={url}"),
@@ -215,6 +219,20 @@ async fn start_etcd(assets: &Assets, scratch: &Scratch) -> Result<(Supervised, u
     scratch.removed_with(&mut spec);
     let etcd = Supervised::spawn(&spec)?;
     listens(&etcd, port).await?;
+    // Two API servers on one store would be two testbeds in one world.
+    let members = crate::assets::http_client()?
+        .post(format!("{url}/v3/cluster/member/list"))
+        .body("{}")
+        .send();
+    let members = members
+        .await
+        .context("ask etcd for its name")?
+        .text()
+        .await?;
+    ensure!(
+        members.contains(&name),
+        "address already in use: another etcd listens on port {port}"
+    );
     Ok((etcd, port))
 }
 

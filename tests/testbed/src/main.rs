@@ -89,8 +89,12 @@ async fn up(options: &Up) -> Result<()> {
     };
     let progress = Progress::shown();
     let started = tokio::select! {
-        started = start(options, &progress) => started?,
-        () = told_to_end() => return Ok(()),
+        started = start(options, &progress) => Some(started),
+        () = told_to_end() => None,
+    };
+    progress.end();
+    let Some(started) = started.transpose()? else {
+        return Ok(());
     };
     println!("DATABASE_URL={}", started.running.database_url);
     println!("KUBECONFIG={}", started.running.kubeconfig.display());

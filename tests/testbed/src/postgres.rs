@@ -5,12 +5,14 @@
 //! rest once, in a template; a migrated template is made from it; a test's database is a copy of one, which takes
 //! 0.1 s.
 //!
-//! Durability is off: data lives as long as the testbed.
+//! Nothing is flushed to disk, for data lives as long as the testbed. It survives a killed server all the same: what
+//! is committed has been handed to the system by then.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
@@ -39,23 +41,41 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub type Migrate = fn(String) -> BoxFuture<'static, Result<()>>;
 
 /// What kind of Postgres to start.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// A major version to take from the archive; `None` is the machine's own, else the archive's 17.
     /// `CYBERDESK_TESTBED_POSTGRES_VERSION` decides if this does not.
     pub version: Option<u32>,
     /// Server settings beside and over the testbed's own.
     pub settings: Vec<(String, String)>,
-    /// Makes the template of [`Postgres::database`]. Without it these databases are like
-    /// [`Postgres::supabase_database`]'s.
+    /// Makes the template of [`Postgres::database`]; the operator's own migrations unless set. Without any these
+    /// databases are like [`Postgres::supabase_database`]'s.
     pub migrate: Option<Migrate>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            version: None,
+            settings: Vec::new(),
+            migrate: Some(|url| apply_migrations(url).boxed()),
+        }
+    }
+}
+
+/// What `cyberdesk-operator migrate` does.
+async fn apply_migrations(url: String) -> Result<()> {
+    let (mut client, connection) = tokio_postgres::connect(&url, NoTls).await?;
+    tokio::spawn(connection);
+    cyberdesk_operator::database::migrate::migrate(&mut client, None).await?;
+    Ok(())
 }
 
 /// A running server. Dropping it ends the server and removes its data.
 #[derive(Debug)]
 pub struct Postgres {
     server: Supervised,
-    port: u16,
+    address: Address,
     version: String,
     template: &'static str,
 }
@@ -66,10 +86,10 @@ impl Postgres {
         let account = Account::to_drop_to()?;
         let binaries = Binaries::find(options.version, account.is_some(), part).await?;
         part.step(format!("starting PostgreSQL {}", binaries.version));
-        let (server, port) = launch(&binaries, account, options, scratch).await?;
+        let (server, address) = launch(&binaries, account, options, scratch).await?;
         let mut postgres = Self {
             server,
-            port,
+            address,
             version: binaries.version,
             template: database::SUPABASE,
         };
@@ -77,25 +97,37 @@ impl Postgres {
         postgres.fill_templates(options.migrate).await?;
         part.done(&format!(
             "PostgreSQL {} on port {}",
-            postgres.version, postgres.port
+            postgres.version, postgres.address.port
         ));
         Ok(postgres)
     }
 
     /// A fresh, migrated database.
     pub async fn database(&self) -> Result<Database> {
-        Database::create(self.port, &fresh_name(), self.template, ADMINISTRATOR).await
+        Database::create(
+            self.address.port,
+            &fresh_name(),
+            self.template,
+            ADMINISTRATOR,
+        )
+        .await
     }
 
     /// A fresh database with the parts of Supabase and nothing of ours.
     pub async fn supabase_database(&self) -> Result<Database> {
-        Database::create(self.port, &fresh_name(), database::SUPABASE, ADMINISTRATOR).await
+        Database::create(
+            self.address.port,
+            &fresh_name(),
+            database::SUPABASE,
+            ADMINISTRATOR,
+        )
+        .await
     }
 
     /// A fresh database as plain PostgreSQL makes it: no schema `auth`, no publication. The roles are the cluster's,
     /// so they are there.
     pub async fn plain_database(&self) -> Result<Database> {
-        Database::create(self.port, &fresh_name(), "template0", ADMINISTRATOR).await
+        Database::create(self.address.port, &fresh_name(), "template0", ADMINISTRATOR).await
     }
 
     /// A database under a name of one's own: migrated, or with the parts of Supabase only.
@@ -105,7 +137,7 @@ impl Postgres {
         } else {
             database::SUPABASE
         };
-        Database::create(self.port, name, template, ADMINISTRATOR).await
+        Database::create(self.address.port, name, template, ADMINISTRATOR).await
     }
 
     /// The server's process: to kill, stop, freeze or start again.
@@ -118,8 +150,8 @@ impl Postgres {
         let deadline = Instant::now() + PATIENCE;
         loop {
             self.server.start().await?;
-            match answers(&self.server, self.port, deadline).await {
-                Ok(_) => return Ok(()),
+            match answers(&self.server, &self.address, deadline).await {
+                Ok(()) => return Ok(()),
                 // The killed server's children are given a moment to notice and leave the shared memory.
                 Err(error) if Instant::now() < deadline && self.server.has_ended() => drop(error),
                 Err(error) => return Err(error),
@@ -129,7 +161,7 @@ impl Postgres {
 
     /// Where it listens on 127.0.0.1.
     pub fn port(&self) -> u16 {
-        self.port
+        self.address.port
     }
 
     /// What `postgres --version` calls itself, e.g. `17.11`.
@@ -138,9 +170,14 @@ impl Postgres {
     }
 
     async fn fill_templates(&mut self, migrate: Option<Migrate>) -> Result<()> {
-        let template = Database::create(self.port, database::SUPABASE, "template0", SUPERUSER)
-            .await?
-            .kept();
+        let template = Database::create(
+            self.address.port,
+            database::SUPABASE,
+            "template0",
+            SUPERUSER,
+        )
+        .await?
+        .kept();
         let client = template.connect_as(SUPERUSER).await?;
         client
             .batch_execute(include_str!("postgres/supabase.sql"))
@@ -149,7 +186,7 @@ impl Postgres {
         drop(client);
         if let Some(migrate) = migrate {
             let template = Database::create(
-                self.port,
+                self.address.port,
                 database::MIGRATED,
                 database::SUPABASE,
                 ADMINISTRATOR,
@@ -165,22 +202,34 @@ impl Postgres {
     }
 }
 
+/// Where a server listens, and the name by which it is known from others that might listen there.
+#[derive(Debug)]
+struct Address {
+    port: u16,
+    cluster: String,
+}
+
 /// Starts a server, and tries other ports if someone else was quicker on ours.
 async fn launch(
     binaries: &Binaries,
     account: Option<Account>,
     options: &Options,
     scratch: &Scratch,
-) -> Result<(Supervised, u16)> {
+) -> Result<(Supervised, Address)> {
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let port = free_port()?;
-        let directory =
-            scratch.directory(&format!("postgres-{}", Uuid::new_v4().simple()), account)?;
+        let address = Address {
+            port: free_port()?,
+            cluster: Uuid::new_v4().simple().to_string(),
+        };
+        let directory = scratch.directory(&format!("postgres-{}", address.cluster), account)?;
         let data = directory.join("data");
         let log = directory.join("log");
-        let mut settings = vec![format!("port={port}")];
+        let mut settings = vec![
+            format!("port={}", address.port),
+            format!("cluster_name={}", address.cluster),
+        ];
         settings.extend(SETTINGS.iter().map(|setting| (*setting).to_owned()));
         settings.extend(
             options
@@ -212,8 +261,8 @@ async fn launch(
         spec.stop_signal = Signal::QUIT.as_raw();
         scratch.removed_with(&mut spec);
         let server = Supervised::spawn(&spec)?;
-        match answers(&server, port, Instant::now() + PATIENCE).await {
-            Ok(_) => return Ok((server, port)),
+        match answers(&server, &address, Instant::now() + PATIENCE).await {
+            Ok(()) => return Ok((server, address)),
             Err(error)
                 if attempts < 3 && format!("{error:#}").contains("Address already in use") =>
             {
@@ -228,11 +277,10 @@ async fn launch(
 const INITDB: [&str; 4] = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"];
 
 /// TCP only (a socket's path may be too long), quick rather than durable, otherwise as Supabase sets it.
-const SETTINGS: [&str; 11] = [
+const SETTINGS: [&str; 10] = [
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=",
     "fsync=off",
-    "synchronous_commit=off",
     "full_page_writes=off",
     "max_connections=300",
     "wal_level=logical",
@@ -243,18 +291,28 @@ const SETTINGS: [&str; 11] = [
 ];
 
 /// Waits until the server lets us in.
-async fn answers(server: &Supervised, port: u16, deadline: Instant) -> Result<Client> {
+async fn answers(server: &Supervised, address: &Address, deadline: Instant) -> Result<()> {
     server.running().await?;
     loop {
-        match connect(port, SUPERUSER, "template1").await {
-            Ok(client) => return Ok(client),
-            Err(_) if server.has_ended() => return Err(server.last_words()),
-            Err(error) if Instant::now() > deadline => {
-                return Err(error.context(server.last_words()));
+        match says_its_name(address).await {
+            Ok(true) => return Ok(()),
+            _ if server.has_ended() => return Err(server.last_words()),
+            _ if Instant::now() > deadline => {
+                return Err(server.last_words().context("it does not let us in"));
             }
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            _ => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
+}
+
+/// Is it our server that listens there, and not another testbed's that was quicker to take the port?
+async fn says_its_name(address: &Address) -> Result<bool> {
+    let client = connect(address.port, SUPERUSER, "template1").await?;
+    let name: String = client
+        .query_one("select current_setting('cluster_name')", &[])
+        .await?
+        .get(0);
+    Ok(name == address.cluster)
 }
 
 async fn connect(port: u16, role: &str, database: &str) -> Result<Client> {

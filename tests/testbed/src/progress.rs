@@ -39,6 +39,13 @@ impl Progress {
         Self(Shown::Lines { quiet: true })
     }
 
+    /// Nothing more is shown: what is printed next begins a line.
+    pub fn end(&self) {
+        if let Shown::Terminal(_) = self.0 {
+            eprintln!();
+        }
+    }
+
     /// A part that starts now.
     pub fn part(&self, name: impl Into<Cow<'static, str>>) -> Part {
         let name = name.into();

@@ -46,7 +46,7 @@ pub fn index_url() -> String {
 /// Fetches the archive for this platform, of `version` or else of the newest patch of the same minor version, and
 /// unpacks its binaries into `into`.
 pub async fn fetch(index_url: &str, version: &str, into: &Path, part: &Part) -> Result<()> {
-    let client = client()?;
+    let client = super::http_client()?;
     let index = client
         .get(index_url)
         .timeout(Duration::from_secs(20))
@@ -92,16 +92,6 @@ pub async fn fetch(index_url: &str, version: &str, into: &Path, part: &Part) -> 
     }
     part.step("unpacking etcd and kube-apiserver");
     unpack(&bytes, into).with_context(|| format!("unpack {}", archive.url))
-}
-
-fn client() -> Result<reqwest::Client> {
-    // The first to install a provider wins; any is good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder()
-        .connect_timeout(Duration::from_secs(5))
-        .read_timeout(Duration::from_secs(30))
-        .user_agent("cyberdesk-testbed");
-    client.build().context("make an HTTP client")
 }
 
 /// Go's names for this machine, as in the archives' names.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::VERSION;
+use crate::cache;
 use crate::progress::Part;
 use crate::supervise::{Program, Spec, Supervised};
 
@@ -17,11 +18,12 @@ const GO_SUM: &str = include_str!("../../control-plane/go.sum");
 
 /// Builds some of `etcd`, `kube-apiserver` and `kubectl` into `into`.
 pub(super) async fn build(binaries: &[&str], into: &Path, part: &Part) -> Result<()> {
-    let workshop = crate::cache::workshop(into.parent().context("the cache is a directory")?)?;
-    let module = workshop.path();
-    std::fs::write(module.join("go.mod"), GO_MOD)?;
-    std::fs::write(module.join("go.sum"), GO_SUM)?;
+    let cache = cache::directory()?;
     for binary in binaries {
+        let workshop = cache::workshop(&cache)?;
+        let module = workshop.path();
+        std::fs::write(module.join("go.mod"), GO_MOD)?;
+        std::fs::write(module.join("go.sum"), GO_SUM)?;
         part.slow(match *binary {
             "etcd" => "building etcd from Go modules, once: some 15 s after the download of 0.8 GB"
                 .to_owned(),
@@ -57,8 +59,13 @@ async fn report(build: &Supervised, part: &Part) -> std::convert::Infallible {
             .count();
         let compiled = log.lines().filter(|line| !line.starts_with("go: ")).count();
         let seconds = began.elapsed().as_secs();
+        let fetched = if downloads == 0 {
+            String::new()
+        } else {
+            format!("{downloads} modules fetched, ")
+        };
         part.detail(&format!(
-            "{downloads} modules fetched, {compiled} packages compiled, {seconds} s"
+            "{fetched}{compiled} packages compiled, {seconds} s"
         ));
     }
 }
