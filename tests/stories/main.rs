@@ -1,3 +1,129 @@
 //! The stories: what users see, told on real parts.
+//!
+//! Each story has a database, a namespace and an operator of its own, and waits on states, never on time.
+//! When one fails, it shows its rows, its objects and the operator's log.
 
-fn main() {}
+mod bad_input;
+mod by_hand;
+mod lives;
+mod restarts;
+mod scale;
+mod wakeups;
+mod world;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cyberdesk_testbed::node::{Node, NodeConfig};
+use cyberdesk_testbed::simulator::{Detail, Simulator, SimulatorConfig};
+use cyberdesk_testbed::{Options, Progress, Testbed, supervise};
+use libtest_mimic::{Arguments, Conclusion, Trial};
+use tokio::runtime::Runtime;
+
+use world::{Parts, World};
+
+/// What is told, and by whom.
+pub(crate) struct Story {
+    name: &'static str,
+    tell: Box<dyn for<'a> Fn(&'a World) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>> + Send>,
+}
+
+/// A story from an async function of the world.
+pub(crate) fn story<F>(name: &'static str, tell: F) -> Story
+where
+    F: for<'a> Telling<'a> + Send + 'static,
+{
+    Story { name, tell: Box::new(move |world| tell.tell(world)) }
+}
+
+/// Async functions of a borrowed world, which closures cannot name the type of.
+pub(crate) trait Telling<'a> {
+    fn tell(&self, world: &'a World) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+}
+
+impl<'a, F, Fut> Telling<'a> for F
+where
+    F: Fn(&'a World) -> Fut,
+    Fut: Future<Output = Result<()>> + Send + 'a,
+{
+    fn tell(&self, world: &'a World) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>> {
+        Box::pin(self(world))
+    }
+}
+
+fn stories() -> Vec<Story> {
+    [
+        lives::stories(),
+        by_hand::stories(),
+        wakeups::stories(),
+        restarts::stories(),
+        bad_input::stories(),
+        scale::stories(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Stories told side by side. They wait more than they work.
+const AT_ONCE: usize = 8;
+
+fn main() -> ExitCode {
+    supervise::become_supervisor_if_asked();
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = arguments.test_threads.or(Some(AT_ONCE));
+    match run(&arguments) {
+        Ok(conclusion) => conclusion.exit_code(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<Conclusion> {
+    if arguments.list {
+        return Ok(libtest_mimic::run(arguments, trials(None)));
+    }
+    let runtime = Arc::new(Runtime::new().context("start a runtime")?);
+    // Held by us alone, so that everything ends before we do.
+    let (parts, _kubevirt) = runtime.block_on(start())?;
+    let conclusion = libtest_mimic::run(arguments, trials(Some((runtime.clone(), Arc::new(parts)))));
+    Ok(conclusion)
+}
+
+/// Starts the parts that all stories share.
+async fn start() -> Result<(Parts, (Node, Simulator))> {
+    let progress = Progress::quiet();
+    let testbed = Testbed::start(&Options::default(), &progress).await?;
+    progress.end();
+    let client = testbed.control_plane.client().await?;
+    let config = SimulatorConfig { detail: Detail::Essential, back_off: Duration::from_secs(1), ..SimulatorConfig::default() };
+    let simulator = Simulator::start(client.clone(), config).await.context("start the KubeVirt simulator")?;
+    let node = Node::start(client.clone(), NodeConfig::default()).await.context("start the played node")?;
+    Ok((Parts { testbed, client }, (node, simulator)))
+}
+
+/// Each story as a test of its own. Without parts they can only be listed.
+fn trials(parts: Option<(Arc<Runtime>, Arc<Parts>)>) -> Vec<Trial> {
+    stories()
+        .into_iter()
+        .map(|Story { name, tell }| {
+            let parts = parts.clone();
+            Trial::test(name, move || {
+                let (runtime, parts) = parts.expect("a story that is told has its parts");
+                runtime.block_on(async {
+                    let world = World::new(parts).await.map_err(|error| format!("{error:?}"))?;
+                    match tell(&world).await {
+                        Ok(()) => Ok(()),
+                        Err(error) => Err(format!("{error:?}\n{}", world.autopsy().await).into()),
+                    }
+                })
+            })
+        })
+        .collect()
+}
