@@ -9,21 +9,14 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, ResourceExt as _};
 
-/// KubeVirt's, as published; see `crds/NOTICE`.
-const KUBEVIRT: [&str; 2] = [
-    include_str!("../../crds/virtualmachines.kubevirt.io.yaml"),
-    include_str!("../../crds/virtualmachineinstances.kubevirt.io.yaml"),
-];
+use crate::simulator::schema;
 
 /// Where this repository keeps the operator's.
 const OPERATOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crd");
 
 /// Applies all of them and waits until the API serves them.
 pub(super) async fn apply(client: &Client) -> Result<()> {
-    let mut crds = Vec::new();
-    for text in KUBEVIRT {
-        crds.push(serde_saphyr::from_str(text).context("read a CRD of KubeVirt")?);
-    }
+    let mut crds = schema::definitions()?;
     crds.extend(operator(Path::new(OPERATOR))?);
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let each = crds.iter().map(|crd| establish(&api, crd));
