@@ -29,7 +29,7 @@ use world::{Parts, World};
 /// What is told, and by whom.
 pub(crate) struct Story {
     name: &'static str,
-    tell: Box<dyn for<'a> Fn(&'a World) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>> + Send>,
+    tell: Box<dyn for<'a> Fn(&'a World) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>> + Send>,
 }
 
 /// A story from an async function of the world.
@@ -42,15 +42,15 @@ where
 
 /// Async functions of a borrowed world, which closures cannot name the type of.
 pub(crate) trait Telling<'a> {
-    fn tell(&self, world: &'a World) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+    fn tell(&self, world: &'a World) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 }
 
 impl<'a, F, Fut> Telling<'a> for F
 where
     F: Fn(&'a World) -> Fut,
-    Fut: Future<Output = Result<()>> + Send + 'a,
+    Fut: Future<Output = Result<()>> + 'a,
 {
-    fn tell(&self, world: &'a World) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>> {
+    fn tell(&self, world: &'a World) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>> {
         Box::pin(self(world))
     }
 }

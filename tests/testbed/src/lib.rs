@@ -16,10 +16,15 @@ pub mod account;
 pub mod assets;
 pub mod cache;
 pub mod control_plane;
+pub mod keyed;
+pub mod kubevirt;
+pub mod mirror;
+pub mod node;
 pub mod postgres;
 pub mod progress;
 pub mod running;
 pub mod scratch;
+pub mod simulator;
 pub mod supervise;
 
 use anyhow::{Context as _, Result};

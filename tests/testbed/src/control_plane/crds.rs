@@ -8,21 +8,14 @@ use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams}
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, ResourceExt as _};
 
-/// KubeVirt's, as published; see `crds/NOTICE`.
-const KUBEVIRT: [&str; 2] = [
-    include_str!("../../crds/virtualmachines.kubevirt.io.yaml"),
-    include_str!("../../crds/virtualmachineinstances.kubevirt.io.yaml"),
-];
+use crate::simulator::schema;
 
 /// How long a CRD may take to be served.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Applies all of them and waits until the API serves them.
 pub(super) async fn apply(client: &Client) -> Result<()> {
-    let mut crds = Vec::new();
-    for text in KUBEVIRT {
-        crds.push(serde_saphyr::from_str(text).context("read a CRD of KubeVirt")?);
-    }
+    let mut crds = schema::definitions()?;
     crds.push(cyberdesk_operator::crd::definition());
     let each = crds.iter().map(|crd| establish(client, crd));
     futures::future::try_join_all(each).await.map(drop)

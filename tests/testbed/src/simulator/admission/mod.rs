@@ -1,0 +1,158 @@
+//! The played virt-api: admission webhooks over HTTPS, registered under the names of the real ones.
+//!
+//! `review` decides what happens to a request, `rules` and `devices` are the table of what is refused and in which
+//! words, `defaults` is what is written into an admitted object. The API server calls us by URL and trusts a
+//! certificate made for this one run.
+
+use anyhow::{Context, Result, bail};
+use axum::Json;
+use axum::extract::Path;
+use axum::routing::post;
+use axum_server::tls_rustls::RustlsConfig;
+use jiff::Timestamp;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
+use kube::Client;
+use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
+use rcgen::CertifiedKey;
+use rustls::pki_types::PrivateKeyDer;
+use serde_json::{Value, json};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+use crate::kubevirt::vms;
+
+mod defaults;
+mod devices;
+mod quantity;
+mod review;
+mod rules;
+
+/// How long an API server may take to heed new webhooks.
+const HEEDED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Serves the webhooks, registers them, and returns once the API server obeys them. The server ends with the set.
+pub(super) async fn start(client: &Client, tasks: &mut JoinSet<()>) -> Result<()> {
+    let CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)?;
+
+    let listener = TcpListener::bind("127.0.0.1:0").context("a port for the webhooks")?;
+    listener.set_nonblocking(true)?;
+    let url = format!("https://{}", listener.local_addr()?);
+    let app = axum::Router::new().route("/{hook}", post(answer));
+    let server = axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(Arc::new(tls)))?;
+    tasks.spawn(async move {
+        if let Err(error) = server.serve(app.into_make_service()).await {
+            tracing::error!(%error, "the webhook server has ended");
+        }
+    });
+    register(client, &url, cert.pem()).await?;
+    heeded(client).await
+}
+
+async fn answer(Path(hook): Path<String>, Json(review): Json<Value>) -> Json<Value> {
+    let request = &review["request"];
+    let mut response = review::answer(&hook, request, Timestamp::now());
+    response["uid"] = request["uid"].clone();
+    Json(
+        json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response }),
+    )
+}
+
+async fn register(client: &Client, url: &str, certificate: String) -> Result<()> {
+    let authority = ByteString(certificate.into_bytes());
+    // KubeVirt's own writes need no asking after creation: its webhooks let all of them through, and a thousand VMs
+    // write much.
+    let strangers = "request.operation == 'CREATE' || !request.userInfo.username.startsWith('system:serviceaccount:kubevirt:')";
+    let hook = |name: &str, path: &str, resource: &str, operations: &[&str]| {
+        json!({
+            "name": format!("{name}.kubevirt.io"),
+            "admissionReviewVersions": ["v1"],
+            "clientConfig": { "url": format!("{url}/{path}"), "caBundle": authority },
+            "failurePolicy": "Fail",
+            "sideEffects": "None",
+            "timeoutSeconds": 10,
+            "matchConditions": [{ "name": "not-kubevirt-itself", "expression": strangers }],
+            "rules": [{ "apiGroups": ["kubevirt.io"], "apiVersions": ["v1alpha3", "v1"], "operations": operations,
+                "resources": [resource] }],
+        })
+    };
+    let both = &["CREATE", "UPDATE"][..];
+    let (vm, vmi) = ("virtualmachines", "virtualmachineinstances");
+    let mutating = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+        "metadata": { "name": "virt-api-mutator", "labels": { "kubevirt.io": "virt-api-mutator" } },
+        "webhooks": [
+            hook("virtualmachines-mutator", review::MUTATE_VM, vm, both),
+            hook("virtualmachineinstances-mutator", review::MUTATE_VMI, vmi, both),
+        ],
+    });
+    let validating = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": { "name": "virt-api-validator", "labels": { "kubevirt.io": "virt-api-validator" } },
+        "webhooks": [
+            hook("virtualmachineinstances-create-validator", review::VALIDATE_VMI_CREATE, vmi, &["CREATE"]),
+            hook("virtualmachineinstances-update-validator", review::VALIDATE_VMI_UPDATE, vmi, &["UPDATE"]),
+            hook("virtualmachine-validator", review::VALIDATE_VM, vm, both),
+        ],
+    });
+    let apply = PatchParams::apply("testbed-simulator").force();
+    let mutators = Api::<MutatingWebhookConfiguration>::all(client.clone());
+    mutators
+        .patch("virt-api-mutator", &apply, &Patch::Apply(mutating))
+        .await?;
+    let validators = Api::<ValidatingWebhookConfiguration>::all(client.clone());
+    validators
+        .patch("virt-api-validator", &apply, &Patch::Apply(validating))
+        .await?;
+    Ok(())
+}
+
+/// Waits until dry runs show that both sets of webhooks are asked: the one writes defaults, the other refuses.
+async fn heeded(client: &Client) -> Result<()> {
+    let api = vms(client, "default");
+    let dry_run = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let probe = |strategy: &str| -> Result<DynamicObject> {
+        Ok(serde_json::from_value(json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine",
+            "metadata": { "name": "is-the-webhook-there" },
+            "spec": { "runStrategy": strategy, "template": { "spec": { "domain": { "devices": {} } } } },
+        }))?)
+    };
+    let (good, bad) = (probe("Halted")?, probe("Nonsense")?);
+    let mut last = String::new();
+    let asked = async {
+        loop {
+            let defaulted = match api.create(&dry_run, &good).await {
+                Ok(vm) => {
+                    vm.data["spec"]["template"]["spec"]["domain"]["firmware"]["uuid"].is_string()
+                }
+                Err(error) => {
+                    last = error.to_string();
+                    false
+                }
+            };
+            if defaulted && api.create(&dry_run, &bad).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    if tokio::time::timeout(HEEDED_WITHIN, asked).await.is_err() {
+        bail!("the API server does not ask the simulator's webhooks: {last}");
+    }
+    Ok(())
+}

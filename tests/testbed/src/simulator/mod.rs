@@ -1,0 +1,111 @@
+//! The simulator: KubeVirt's virt-api and virt-controller in one small program, for speed and scale.
+//!
+//! It stands on the played node ([`crate::node`]), which it shares with the real virt-api and virt-controller, and is
+//! held to traces recorded from the real ones (`tests/traces.rs`).
+//!
+//! - [`schema`]: the CustomResourceDefinitions;
+//! - `admission`: virt-api's webhooks, a table of small rules, and the defaults that it writes;
+//! - `controller`, `vm`, `vmi`, `launcher`: virt-controller, the last three pure.
+//!
+//! # Left out on purpose
+//!
+//! Asking for one of these is refused at admission (`the simulator does not play ...`), unless the line says otherwise.
+//!
+//! - VirtualMachinePool, Clone, Snapshot, Restore, Export, Migration and Preset objects: their kinds do not exist;
+//! - instance types and preferences; DataVolumes, PersistentVolumeClaims and hot-plugged volumes;
+//! - `WaitAsReceiver`; `running` together with anything but `true` or `false` (as KubeVirt);
+//! - edits of the template of a VM that has a VMI (KubeVirt's `RestartRequired` and live updates);
+//! - the subresource API (start, stop, restart, pause): not served, the API server answers 404. Write `runStrategy`, or
+//!   let the node pause the guest;
+//! - ControllerRevisions and KubeVirt's Events: not written;
+//! - node loss, drain and the eviction webhook: see the node;
+//! - adopting an ownerless VMI of a VM's name: KubeVirt adopts it and then fails for ever; here the VM just never runs.
+
+use anyhow::{Context, Result};
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::wait::{await_condition, conditions};
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+use crate::kubevirt::as_kubevirt;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+
+mod admission;
+mod controller;
+mod launcher;
+pub mod schema;
+mod vm;
+mod vmi;
+
+/// How much of KubeVirt's chatter is played.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Every event of the recorded traces, no-op updates included.
+    Recorded,
+    /// For a thousand VMs at once: what carries no news is left out. The first status and the API version notes are not
+    /// written on their own, a VM that has just made its VMI skips `VMINotExists`, and `activePods` alone is no
+    /// reason to write. Phases, conditions, finalizers and the order of things stay.
+    Essential,
+}
+
+/// What the simulator is like.
+#[derive(Clone, Copy, Debug)]
+pub struct SimulatorConfig {
+    /// How much of KubeVirt's chatter is played.
+    pub detail: Detail,
+    /// The pause after a first failed start; KubeVirt's is ten seconds.
+    pub back_off: Duration,
+    /// Objects worked on at once, and so API calls at once.
+    pub width: usize,
+}
+
+impl Default for SimulatorConfig {
+    fn default() -> Self {
+        Self {
+            detail: Detail::Recorded,
+            back_off: Duration::from_secs(10),
+            width: 32,
+        }
+    }
+}
+
+/// The running simulator, for all namespaces. Dropping it stops it and leaves its objects in the cluster; with the
+/// webhooks' server gone, VM and VMI writes are then refused, as with KubeVirt down.
+pub struct Simulator {
+    _tasks: JoinSet<()>,
+}
+
+impl Simulator {
+    /// Installs the kinds and the webhooks, and begins to play once both answer. The client must be an admin's.
+    pub async fn start(client: Client, config: SimulatorConfig) -> Result<Self> {
+        install_kinds(&client)
+            .await
+            .context("installing KubeVirt's kinds")?;
+        let mut tasks = JoinSet::new();
+        admission::start(&client, &mut tasks)
+            .await
+            .context("starting the webhooks")?;
+        let mut loops = controller::start(as_kubevirt(&client), &config);
+        tasks.spawn(async move { while loops.join_next().await.is_some() {} });
+        Ok(Self { _tasks: tasks })
+    }
+}
+
+async fn install_kinds(client: &Client) -> Result<()> {
+    let api = Api::<CustomResourceDefinition>::all(client.clone());
+    let apply = PatchParams::apply("testbed").force();
+    for definition in schema::definitions()? {
+        let name = definition
+            .metadata
+            .name
+            .clone()
+            .context("definitions have names")?;
+        api.patch(&name, &apply, &Patch::Apply(&definition)).await?;
+        let established = await_condition(api.clone(), &name, conditions::is_crd_established());
+        tokio::time::timeout(Duration::from_secs(30), established)
+            .await
+            .with_context(|| format!("{name} is not served"))??;
+    }
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! Whether two sequences of events tell the same story, races aside.
+//!
+//! KubeVirt's VM controller, its VMI controller, its snapshot controller and the node write without waiting for one
+//! another, so two runs of the real thing differ too. What may differ, and why, is said here and nowhere else; all
+//! else must be equal, event by event, for the VM and for the VMI (how the two interleave is not compared).
+//!
+//! First both sequences are **made alike** ([`normalise`]):
+//!
+//! - events that repeat the one before are one event;
+//! - the `Ready` reason of a VMI that has ended, and of its VM, is `gone`: which of `GuestNotRunning`,
+//!   `PodTerminating` and `PodNotExists` is seen depends on when the pod ends and on when each controller looks;
+//! - before its first condition, a VM's printableStatus is not compared: the CRD's default `Stopped` appears with the
+//!   first status write, and whose that is, is a race.
+//!
+//! Then they are **aligned** ([`differences`]): events in one sequence only are let pass if they are [`passing`], each
+//! with its reason. An event that is not is a difference.
+//!
+//! The end of a VMI is a race of three writers (deletion mark, two finalizers, readiness), so its events are passing;
+//! instead the sequence itself must keep [`order at the end`](broken_order): finalizers go one at a time, `Ready` only
+//! falls.
+
+use crate::event::{Event, Kind};
+
+/// The reasons why a guest that is over is not ready, in the order in which they can be seen.
+const GONE: [&str; 3] = ["F(GuestNotRunning)", "F(PodTerminating)", "F(PodNotExists)"];
+
+/// Makes one object's events comparable.
+pub(crate) fn normalise(events: &[Event]) -> Vec<Event> {
+    let mut alike: Vec<Event> = Vec::new();
+    for event in events {
+        let mut event = event.clone();
+        let over = event.is_final()
+            || ["Terminating", "Stopped", "CrashLoopBackOff"].contains(&event.state.as_str());
+        for (name, value) in &mut event.conditions {
+            if name == "Ready" && over && GONE.contains(&value.as_str()) {
+                *value = "gone".to_owned();
+            }
+        }
+        if event.kind == Kind::Vm && event.conditions.is_empty() {
+            event.state.clear();
+        }
+        if alike.last() != Some(&event) {
+            alike.push(event);
+        }
+    }
+    alike
+}
+
+/// Why the event at this place may be missing from the other run, if it may.
+fn passing(events: &[Event], at: usize) -> Option<&'static str> {
+    let (event, before) = (&events[at], at.checked_sub(1).map(|before| &events[before]));
+    let more = at + 1 < events.len();
+    if event.sign != '~' {
+        return None;
+    }
+    if event.is_final() && before.is_some_and(Event::is_final) {
+        return Some("three writers tidy up after a guest, in any order");
+    }
+    if event.kind == Kind::Vmi {
+        return None;
+    }
+    if event.conditions.is_empty() && more {
+        return Some("version note, first status and finalizer are written in any order");
+    }
+    let waits = ["Stopped", "Starting"].contains(&event.state.as_str());
+    if more
+        && waits
+        && event
+            .condition("Ready")
+            .is_some_and(|ready| ready == "gone" || ready == "F(VMINotExists)")
+        && !event.marked("created")
+    {
+        return Some("whether a VM writes its status between two VMIs is a matter of milliseconds");
+    }
+    if more && event.state == "Stopped" && event.marked("ready") {
+        return Some("a VM that has stopped is called ready until the VMI controller has looked");
+    }
+    if more && before.is_some_and(|before| only_readiness_differs(before, event)) {
+        return Some("a VM samples its VMI's readiness, and may miss a value");
+    }
+    None
+}
+
+fn only_readiness_differs(one: &Event, other: &Event) -> bool {
+    let rest = |event: &Event| {
+        let mut event = event.clone();
+        event.marks.retain(|mark| mark != "ready");
+        event.conditions.retain(|(name, _)| name != "Ready");
+        event.sign = '~';
+        event
+    };
+    rest(one) == rest(other)
+}
+
+/// The lines of a diff: `  ` in both, `- ` only recorded, `+ ` only seen, each difference marked with `!`, each let-pass
+/// with its reason. `Err` if there is a difference.
+pub(crate) fn differences(recorded: &[Event], seen: &[Event]) -> Result<(), String> {
+    let (rows, columns) = (recorded.len(), seen.len());
+    let cost = |events: &[Event], at: usize| {
+        if passing(events, at).is_some() {
+            1
+        } else {
+            1000
+        }
+    };
+    // The cheapest way to align the tails from (row, column) on.
+    let mut best = vec![vec![0u32; columns + 1]; rows + 1];
+    for row in (0..=rows).rev() {
+        for column in (0..=columns).rev() {
+            let mut ways = Vec::new();
+            if row < rows {
+                ways.push(best[row + 1][column] + cost(recorded, row));
+            }
+            if column < columns {
+                ways.push(best[row][column + 1] + cost(seen, column));
+            }
+            if row < rows && column < columns && recorded[row] == seen[column] {
+                ways.push(best[row + 1][column + 1]);
+            }
+            best[row][column] = ways.into_iter().min().unwrap_or(0);
+        }
+    }
+    let (mut row, mut column, mut lines) = (0, 0, Vec::new());
+    let explain = |events: &[Event], at: usize| {
+        passing(events, at).map_or("   <-- !".to_owned(), |why| format!("   ({why})"))
+    };
+    while row < rows || column < columns {
+        if row < rows
+            && column < columns
+            && recorded[row] == seen[column]
+            && best[row][column] == best[row + 1][column + 1]
+        {
+            lines.push(format!("    {}", seen[column]));
+            (row, column) = (row + 1, column + 1);
+        } else if row < rows && best[row][column] == best[row + 1][column] + cost(recorded, row) {
+            lines.push(format!("  - {}{}", recorded[row], explain(recorded, row)));
+            row += 1;
+        } else {
+            lines.push(format!("  + {}{}", seen[column], explain(seen, column)));
+            column += 1;
+        }
+    }
+    if best[0][0] >= 1000 {
+        Err(lines.join("\n"))
+    } else {
+        Ok(())
+    }
+}
+
+/// What the end of a VMI must keep, whoever is quicker.
+pub(crate) fn broken_order(events: &[Event]) -> Option<String> {
+    let rank = |event: &Event| match event.condition("Ready") {
+        Some("T") => 0,
+        Some(reason) => 1 + GONE.iter().position(|known| *known == reason).unwrap_or(0),
+        None => 0,
+    };
+    for pair in events.windows(2) {
+        let [before, after] = pair else { continue };
+        if !before.is_final() || after.sign == '+' {
+            continue;
+        }
+        let dropped = before.finalizers.len() - after.finalizers.len().min(before.finalizers.len());
+        let wrong = if dropped > 1 {
+            "finalizers go one at a time"
+        } else if rank(after) < rank(before) {
+            "readiness only falls"
+        } else if before.deleting && !after.deleting {
+            "a deletion is not taken back"
+        } else if before.state != after.state {
+            "an end is for ever"
+        } else {
+            continue;
+        };
+        return Some(format!("{wrong}: {before} | {after}"));
+    }
+    None
+}
