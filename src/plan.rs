@@ -634,8 +634,8 @@ fn status(
         (None, Some((why, words))) => (Some(why), Some(words)),
         (None, None) => (None, None),
     };
-    // Node and address are news once the guest runs; before, they would cost a write each.
-    let placed = vmi.filter(|vmi| vmi.phase == VmiPhase::Running);
+    // Node and address are news once the guest is ready; before, they would cost a write of their own.
+    let placed = vmi.filter(|_| ready || before.start_time.is_some());
     let over = end.is_some_and(|(_, over)| over);
     let condition = |kind: &str, holds: bool| {
         let state = if holds { "True" } else { "False" };

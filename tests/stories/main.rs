@@ -23,13 +23,15 @@ use cyberdesk_testbed::simulator::{Detail, Simulator, SimulatorConfig};
 use cyberdesk_testbed::{Options, Progress, Testbed, supervise};
 use libtest_mimic::{Arguments, Conclusion, Trial};
 use tokio::runtime::Runtime;
+use tokio::sync::RwLock;
 
 use world::{Parts, World};
 
 /// What is told, and by whom.
 pub(crate) struct Story {
     name: &'static str,
-    tell: Box<dyn for<'a> Fn(&'a World) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>> + Send>,
+    alone: bool,
+    tell: Box<dyn for<'a> Telling<'a> + Send>,
 }
 
 /// A story from an async function of the world.
@@ -37,7 +39,14 @@ pub(crate) fn story<F>(name: &'static str, tell: F) -> Story
 where
     F: for<'a> Telling<'a> + Send + 'static,
 {
-    Story { name, tell: Box::new(move |world| tell.tell(world)) }
+    Story { name, alone: false, tell: Box::new(tell) }
+}
+
+impl Story {
+    /// It wants the machine for itself.
+    pub(crate) fn alone(self) -> Self {
+        Self { alone: true, ..self }
+    }
 }
 
 /// Async functions of a borrowed world, which closures cannot name the type of.
@@ -110,17 +119,20 @@ async fn start() -> Result<(Parts, (Node, Simulator))> {
 
 /// Each story as a test of its own. Without parts they can only be listed.
 fn trials(parts: Option<(Arc<Runtime>, Arc<Parts>)>) -> Vec<Trial> {
+    // Held by all who are at work, or by one alone.
+    let room = Arc::new(RwLock::new(()));
     stories()
         .into_iter()
-        .map(|Story { name, tell }| {
-            let parts = parts.clone();
+        .map(|Story { name, alone, tell }| {
+            let (parts, room) = (parts.clone(), room.clone());
             Trial::test(name, move || {
                 let (runtime, parts) = parts.expect("a story that is told has its parts");
                 runtime.block_on(async {
-                    let world = World::new(parts).await.map_err(|error| format!("{error:?}"))?;
-                    match tell(&world).await {
+                    let _all = if alone { Err(room.write().await) } else { Ok(room.read().await) };
+                    let world = World::new(parts).await.map_err(|error| format!("{error:#}"))?;
+                    match tell.tell(&world).await {
                         Ok(()) => Ok(()),
-                        Err(error) => Err(format!("{error:?}\n{}", world.autopsy().await).into()),
+                        Err(error) => Err(format!("{error:#}\n{}", world.autopsy().await).into()),
                     }
                 })
             })

@@ -8,7 +8,7 @@ use crate::world::World;
 use crate::{Story, story};
 
 pub(crate) fn stories() -> Vec<Story> {
-    vec![story("1,000 rows in one statement each get one VM, and all end together", a_thousand)]
+    vec![story("1,000 rows in one statement each get one VM, and all end together", a_thousand).alone()]
 }
 
 const MANY: i64 = 1000;

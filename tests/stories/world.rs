@@ -1,7 +1,7 @@
 //! The world of one story: a database, a namespace and an operator of its own, on parts shared by all.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -280,8 +280,8 @@ impl World {
     pub(crate) async fn autopsy(&self) -> String {
         let mut text = String::new();
         let mut section = |title: &str, body: String| text.push_str(&format!("\n--- {title}\n{body}\n"));
-        let rows = self.app.simple_query("select * from cyberdesk.desktop limit 20").await;
-        section("cyberdesk.desktop", lines(rows.into_iter().flatten()));
+        let rows = self.app.query("select to_jsonb(desktop) from cyberdesk.desktop limit 10", &[]).await;
+        section("cyberdesk.desktop", lines(rows.into_iter().flatten().map(|row| row.get::<_, Value>(0))));
         for (title, api) in [("CRs", self.crs()), ("VMs", self.vms()), ("VMIs", self.vmis())] {
             let objects = api.list(&ListParams::default().limit(5)).await.map(|list| list.items).unwrap_or_default();
             section(title, lines(objects.iter().map(|object| json!({ "name": object.name_any(), "deleting": object.metadata.deletion_timestamp, "status": object.data["status"] }))));
@@ -293,8 +293,8 @@ impl World {
     }
 }
 
-fn lines<T: Debug>(items: impl IntoIterator<Item = T>) -> String {
-    items.into_iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join("\n")
+fn lines<T: Display>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join("\n")
 }
 
 /// The name of a desktop's VM and VMI.
