@@ -1,93 +1,31 @@
 //! The simulator is held to traces of the real KubeVirt: the same actions must lead to the same watch events.
 //!
-//! Each scenario does on the simulator what was done on the real virt-api and virt-controller when
-//! `traces/recorded.txt` was recorded, and compares the whole sequences of events, not only the ends (`compare.rs`
-//! says what races may change).
+//! Each scenario does on the simulator what was done on the real virt-api and virt-controller when `recorded.txt` was
+//! recorded, and compares the whole sequences of events, not only the ends (`compare.rs` says what races may change).
 
 use anyhow::{Context, Result, bail};
-use cyberdesk_testbed::control_plane::ControlPlane;
-use cyberdesk_testbed::node::{Node, NodeConfig, Speed};
-use cyberdesk_testbed::scratch::Scratch;
-use cyberdesk_testbed::simulator::{Detail, Simulator, SimulatorConfig};
-use cyberdesk_testbed::{Progress, supervise};
-use event::{Event, Kind};
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::LocalBoxFuture;
 use kube::Client;
 use kube::api::PropagationPolicy;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Failed;
 use serde_json::json;
-use stage::Stage;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::runtime::Runtime;
 
-mod compare;
-mod event;
-mod stage;
+use crate::compare;
+use crate::event::{Event, Kind};
+use crate::stage::Stage;
 
-const RECORDED: &str = include_str!("../../traces/recorded.txt");
-
-fn main() -> Result<()> {
-    supervise::become_supervisor_if_asked();
-    let arguments = Arguments::from_args();
-    if arguments.list {
-        let trials = scenarios()
-            .into_iter()
-            .map(|(name, _)| Trial::test(name, || Ok(())));
-        libtest_mimic::run(&arguments, trials.collect()).exit();
-    }
-    let runtime = Arc::new(
-        tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()?,
-    );
-    let world = runtime.block_on(World::start())?;
-    let trials = scenarios().into_iter().map(|(name, play)| {
-        let (runtime, client) = (runtime.clone(), world.client.clone());
-        Trial::test(name, move || hold(&runtime, client, name, play))
-    });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    runtime.block_on(async { drop(world) });
-    conclusion.exit()
-}
-
-/// The parts under the simulator, at the speed of the recording.
-struct World {
-    client: Client,
-    _simulator: Simulator,
-    _node: Node,
-    _control_plane: ControlPlane,
-}
-
-impl World {
-    async fn start() -> Result<Self> {
-        let scratch = Scratch::new()?;
-        let control_plane =
-            ControlPlane::start(&scratch, &Progress::quiet().part("kubernetes")).await?;
-        let client = control_plane.client().await?;
-        let simulator = SimulatorConfig {
-            detail: Detail::Recorded,
-            back_off: Duration::from_secs(1),
-            ..Default::default()
-        };
-        let node = NodeConfig {
-            speed: Speed::RECORDED,
-            ..Default::default()
-        };
-        let simulator = Simulator::start(client.clone(), simulator).await?;
-        let node = Node::start(client.clone(), node).await?;
-        Ok(Self {
-            client,
-            _simulator: simulator,
-            _node: node,
-            _control_plane: control_plane,
-        })
-    }
-}
+const RECORDED: &str = include_str!("recorded.txt");
 
 /// Plays a scenario and compares.
-fn hold(runtime: &Runtime, client: Client, name: &'static str, play: Play) -> Result<(), Failed> {
+pub(crate) fn hold(
+    runtime: &Runtime,
+    client: Client,
+    name: &'static str,
+    play: Play,
+) -> Result<(), Failed> {
     let (code, _) = name.split_once(' ').unwrap_or((name, ""));
     let told = runtime.block_on(async {
         let stage = Arc::new(Stage::new(client, code).await?);
@@ -139,18 +77,19 @@ fn recorded(code: &str) -> Result<Vec<Event>> {
     Ok(events)
 }
 
-type Play = fn(Arc<Stage>) -> BoxFuture<'static, Result<()>>;
+/// What is done in a scenario.
+pub(crate) type Play = fn(Arc<Stage>) -> LocalBoxFuture<'static, Result<()>>;
 
 /// A scenario from an async block over its stage.
 macro_rules! scenario {
     ($name:literal, |$stage:ident| $body:block) => {{
-        let play: Play = |$stage| async move { $body.context($name) }.boxed();
+        let play: Play = |$stage| async move { $body.context($name) }.boxed_local();
         ($name, play)
     }};
 }
 
 /// The scenarios of `recorded.txt`, each by its code and what it is about.
-fn scenarios() -> Vec<(&'static str, Play)> {
+pub(crate) fn scenarios() -> Vec<(&'static str, Play)> {
     vec![
         scenario!("S2 always, power-off", |stage| {
             stage.create("Always", |_| ()).await?;

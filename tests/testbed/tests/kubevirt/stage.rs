@@ -103,6 +103,44 @@ impl Stage {
             .collect()
     }
 
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    pub(crate) async fn vmi(&self) -> Result<DynamicObject> {
+        Ok(self.vmis().get(&self.name).await?)
+    }
+
+    /// The VMI once its status is as asked.
+    pub(crate) async fn vmi_when(
+        &self,
+        what: &str,
+        is_so: impl Fn(&Value) -> bool,
+    ) -> Result<DynamicObject> {
+        self.eventually(&format!("a VMI {what}"), async || {
+            Ok(is_so(&self.vmi().await?.data["status"]))
+        })
+        .await?;
+        self.vmi().await
+    }
+
+    /// Looks until it is so: for what no watched event tells.
+    pub(crate) async fn eventually(
+        &self,
+        what: &str,
+        look: impl AsyncFn() -> Result<bool>,
+    ) -> Result<()> {
+        let found = async {
+            while !look().await? {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(PATIENCE, found)
+            .await
+            .with_context(|| format!("waited in vain for {what}"))?
+    }
+
     /// A VM of that strategy with a small guest; `adjust` may change its manifest.
     pub(crate) async fn create(
         &self,

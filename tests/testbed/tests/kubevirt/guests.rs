@@ -1,0 +1,180 @@
+//! Guests follow their scripts.
+
+use anyhow::{Context, Result};
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::Client;
+use kube::api::{Api, ListParams, PostParams};
+use serde_json::{Value, json};
+
+use crate::event::{Event, Kind};
+use crate::stage::Stage;
+
+type Play = fn(Client) -> LocalBoxFuture<'static, Result<()>>;
+
+macro_rules! guest {
+    ($name:literal, $namespace:literal, |$stage:ident| $body:block) => {{
+        let play: Play = |client| {
+            async move {
+                let $stage = Stage::new(client, $namespace).await?;
+                let told: Result<()> = async { $body }.await;
+                told?;
+                $stage.delete_vm().await?;
+                $stage.gone().await
+            }
+            .boxed_local()
+        };
+        ($name, play)
+    }};
+}
+
+/// Each script by what the guest does.
+pub(crate) fn tests() -> Vec<(&'static str, Play)> {
+    vec![
+        guest!("agent connects and goes silent", "agent", |stage| {
+            stage.create("Once", annotated("agent", "50ms")).await?;
+            stage
+                .until(Kind::Vm, "the agent's hello", |vm| {
+                    vm.condition("AgentConnected") == Some("T()")
+                })
+                .await?;
+            stage.tell("agent-disconnect").await?;
+            stage
+                .until(Kind::Vm, "no agent", |vm| {
+                    vm.condition("AgentConnected").is_none()
+                })
+                .await
+        }),
+        guest!("is paused and goes on", "pause", |stage| {
+            stage.create("Once", |_| ()).await?;
+            stage.ready().await?;
+            stage.tell("pause").await?;
+            stage
+                .until(Kind::Vm, "Paused", |vm| vm.state == "Paused")
+                .await?;
+            stage
+                .until(Kind::Vmi, "a paused VMI that runs", |vmi| {
+                    vmi.state == "Running"
+                })
+                .await?;
+            stage.tell("unpause").await?;
+            stage
+                .until(Kind::Vm, "Running", |vm| {
+                    vm.state == "Running" && vm.marked("ready")
+                })
+                .await
+        }),
+        guest!("moves to another node", "migrate", |stage| {
+            stage.create("Once", |_| ()).await?;
+            stage.ready().await?;
+            let before = stage.vmi().await?;
+            stage.tell("migrate").await?;
+            let after = stage
+                .vmi_when("on another node", |vmi| {
+                    vmi["nodeName"] != before.data["status"]["nodeName"]
+                })
+                .await?;
+            anyhow::ensure!(
+                before.metadata.uid == after.metadata.uid,
+                "it is another VMI"
+            );
+            let address = |vmi: &kube::api::DynamicObject| {
+                vmi.data["status"]["interfaces"][0]["ipAddress"].clone()
+            };
+            anyhow::ensure!(
+                address(&before) != address(&after),
+                "the address is the same"
+            );
+            stage.ready().await
+        }),
+        guest!("waits for its Secret", "secret", |stage| {
+            let with_secret = |vm: &mut Value| {
+                let volume = json!({ "name": "data", "cloudInitNoCloud": { "secretRef": { "name": "user-data" } } });
+                let volumes = &mut vm["spec"]["template"]["spec"]["volumes"];
+                volumes.as_array_mut().expect("a list").push(volume);
+            };
+            stage.create("Once", with_secret).await?;
+            let pods = Api::<Pod>::namespaced(stage.client(), "secret");
+            let creating = |pod: &Pod| {
+                let status = serde_json::to_value(pod).unwrap_or_default();
+                status["status"]["containerStatuses"][0]["state"]["waiting"]["reason"]
+                    == "ContainerCreating"
+            };
+            stage
+                .eventually("a container that waits", async || {
+                    Ok(pods
+                        .list(&ListParams::default())
+                        .await?
+                        .items
+                        .iter()
+                        .any(creating))
+                })
+                .await?;
+            let secret = json!({ "metadata": { "name": "user-data" } });
+            let secrets = Api::<Secret>::namespaced(stage.client(), "secret");
+            secrets
+                .create(&PostParams::default(), &serde_json::from_value(secret)?)
+                .await?;
+            stage.ready().await
+        }),
+        guest!("is refused by a quota", "quota", |stage| {
+            stage
+                .create("Once", annotated("never-schedules", "quota"))
+                .await?;
+            let refused = |vmi: &Event| {
+                vmi.state == "Pending" && vmi.condition("Synchronized") == Some("F(FailedCreate)")
+            };
+            stage.until(Kind::Vmi, "a refused pod", refused).await?;
+            stage
+                .until(Kind::Vm, "a VM that starts for ever", |vm| {
+                    vm.state == "Starting"
+                })
+                .await?;
+            let vmi = stage.vmi().await?;
+            let message = vmi.data["status"]["conditions"].to_string();
+            anyhow::ensure!(message.contains("exceeded quota"), "{message}");
+            Ok(())
+        }),
+        guest!(
+            "never starts for a Secret that never comes",
+            "no-secret",
+            |stage| {
+                stage
+                    .create("Once", annotated("never-schedules", "missing-secret"))
+                    .await?;
+                stage
+                    .until(Kind::Vmi, "Scheduling", |vmi| vmi.state == "Scheduling")
+                    .await
+            }
+        ),
+        guest!("ends at once without grace", "no-grace", |stage| {
+            stage
+                .create("Once", |vm| {
+                    vm["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(0)
+                })
+                .await?;
+            stage.ready().await?;
+            stage.delete_vmi().await?;
+            stage
+                .until(Kind::Vmi, "a VMI that starts again", |vmi| {
+                    vmi.state == "Scheduling"
+                })
+                .await?;
+            let ends = stage
+                .events(Kind::Vmi)
+                .into_iter()
+                .find(|vmi| vmi.is_final())
+                .context("no end seen")?;
+            anyhow::ensure!(ends.state == "Succeeded", "{ends}");
+            Ok(())
+        }),
+    ]
+}
+
+fn annotated(key: &'static str, value: &'static str) -> impl FnOnce(&mut Value) {
+    move |vm| {
+        let annotations = json!({ format!("guest.testbed/{key}"): value });
+        vm["spec"]["template"]["metadata"]["annotations"] = annotations;
+    }
+}
