@@ -1,5 +1,7 @@
 //! A database with its two parties: the app, and an operator that leads.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use cyberdesk_testbed::{Database, Postgres};
 use tokio_postgres::{Client, NoTls, Row};
@@ -62,11 +64,8 @@ impl Fixture {
 
     /// What the app sees of a row.
     pub(crate) async fn row(&self, id: Uuid) -> Result<Seen> {
-        Ok(self
-            .rows(&[id])
-            .await?
-            .pop()
-            .with_context(|| format!("there is a row {id}"))?)
+        let mut rows = self.rows(&[id]).await?;
+        rows.pop().with_context(|| format!("there is a row {id}"))
     }
 
     pub(crate) async fn rows(&self, ids: &[Uuid]) -> Result<Vec<Seen>> {
@@ -79,6 +78,22 @@ impl Fixture {
             )
             .await?;
         Ok(rows.iter().map(Seen::from).collect())
+    }
+
+    /// Bounded, and on a connection of its own: within a transaction this view stands still.
+    pub(crate) async fn until_somebody_waits_for_a_lock(&self) -> Result<()> {
+        let watcher = self.database.connect_as("postgres").await?;
+        let waiting = "select count(*) from pg_stat_activity
+                        where datname = current_database() and wait_event_type = 'Lock'";
+        let watching = async {
+            while watcher.query_one(waiting, &[]).await?.get::<_, i64>(0) == 0 {
+                tokio::task::yield_now().await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(Duration::from_secs(10), watching)
+            .await
+            .context("wait until a session of this database waits for a lock")?
     }
 
     /// One value of the private row.
