@@ -303,6 +303,13 @@ async fn upsert(postgres: &Postgres) -> Result<()> {
         assert_eq!(rows[0].get::<_, &str>(0), expected, "{written} upserted");
         assert!(!fixture.row(id).await?.ended, "only the operator ends it");
     }
+    // The gateway's news by upsert are an update's too.
+    let id = fixture.insert().await?;
+    let rows = fixture
+        .database
+        .request(Caller::Service, upsert, &[&id, &fixture.user, &"running"])
+        .await?;
+    assert_eq!(rows[0].get::<_, &str>(0), "running");
     // A new id by the same statement is an insert.
     let rows = fixture
         .database
@@ -612,6 +619,15 @@ async fn no_extension(postgres: &Postgres) -> Result<()> {
         "3 absent"
     );
     assert_eq!(fixture.operator.look(id, &["expires_at"]).await?, deadline);
+    // The latch holds even where the private row has lost its cause.
+    fixture
+        .execute(
+            "update cyberdesk.desktop set shutdown_requested_at = null where id = $1",
+            id,
+        )
+        .await?;
+    fixture.execute(extend, id).await?;
+    assert_eq!(fixture.operator.look(id, &["desired"]).await?, "absent");
     // What is not wanted differently is no news.
     let quiet = fixture.insert_running().await?;
     fixture

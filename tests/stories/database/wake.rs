@@ -189,7 +189,18 @@ async fn gate(postgres: &Postgres) -> Result<()> {
         "the other's wake-up, or the next look, serves this one too"
     );
     notifying.rollback().await?;
+
+    // An app's open transaction does not hold the gate: it is taken at commit only.
+    let open = other.transaction().await?;
+    open.execute(INSERT_MANY, &[&fixture.user]).await?;
+    open.execute(
+        "update public.cyberdesk_instances set status = 'terminated'",
+        &[],
+    )
+    .await?;
     fixture.insert().await?;
+    assert_eq!(ear.since().await?, vec![String::new()]);
+    open.commit().await?;
     assert_eq!(ear.since().await?, vec![String::new()]);
     Ok(())
 }
