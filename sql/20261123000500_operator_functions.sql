@@ -153,13 +153,16 @@ begin
      where e.id = any (free) and e.id <> all (ahead)
   ), judged as (
     select e.id, e.generation, e.vm_uid, coalesce(e.ended, false) as ended, e.reason, left(e.message, 2000) as message,
-           cyberdesk.next_status(
-             coalesce(d.status, c.status),
-             case
-               when e.ended and coalesce(e.status in ('pending', 'running'), true) then 'terminated'
-               else e.status::public.instance_status
-             end,
-             d.desired = 'absent') as status
+           case
+             when coalesce(d.status, c.status) not in ('pending', 'running') then coalesce(d.status, c.status) -- for ever
+             else cyberdesk.next_status(
+               coalesce(d.status, c.status),
+               case
+                 when e.ended and coalesce(e.status in ('pending', 'running'), true) then 'terminated'
+                 else e.status::public.instance_status
+               end,
+               d.desired = 'absent')
+           end as status
       from entry e
       join cyberdesk.desktop d on d.id = e.id
       left join public.cyberdesk_instances c on c.id = e.id

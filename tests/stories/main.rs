@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod by_hand;
+mod database;
 mod lives;
 mod restarts;
 mod scale;
@@ -121,21 +122,29 @@ async fn start() -> Result<(Parts, (Node, Simulator))> {
 fn trials(parts: Option<(Arc<Runtime>, Arc<Parts>)>) -> Vec<Trial> {
     // Held by all who are at work, or by one alone.
     let room = Arc::new(RwLock::new(()));
-    stories()
-        .into_iter()
-        .map(|Story { name, alone, tell }| {
-            let (parts, room) = (parts.clone(), room.clone());
-            Trial::test(name, move || {
-                let (runtime, parts) = parts.expect("a story that is told has its parts");
-                runtime.block_on(async {
-                    let _all = if alone { Err(room.write().await) } else { Ok(room.read().await) };
-                    let world = World::new(parts).await.map_err(|error| format!("{error:#}"))?;
-                    match tell.tell(&world).await {
-                        Ok(()) => Ok(()),
-                        Err(error) => Err(format!("{error:#}\n{}", world.autopsy().await).into()),
-                    }
-                })
+    let with_world = stories().into_iter().map(|Story { name, alone, tell }| {
+        let (parts, room) = (parts.clone(), room.clone());
+        Trial::test(name, move || {
+            let (runtime, parts) = parts.expect("a story that is told has its parts");
+            runtime.block_on(async {
+                let _all = if alone { Err(room.write().await) } else { Ok(room.read().await) };
+                let world = World::new(parts).await.map_err(|error| format!("{error:#}"))?;
+                match tell.tell(&world).await {
+                    Ok(()) => Ok(()),
+                    Err(error) => Err(format!("{error:#}\n{}", world.autopsy().await).into()),
+                }
             })
         })
-        .collect()
+    });
+    let of_the_database = database::stories().into_iter().map(|(name, tell)| {
+        let (parts, room) = (parts.clone(), room.clone());
+        Trial::test(name, move || {
+            let (runtime, parts) = parts.expect("a story that is told has its parts");
+            runtime.block_on(async {
+                let _others = room.read().await;
+                tell(&parts.testbed.postgres).await.map_err(|error| format!("{error:#}").into())
+            })
+        })
+    });
+    of_the_database.chain(with_world).collect()
 }

@@ -1,0 +1,27 @@
+//! The database alone: what the app may count on, what the operator's functions answer, how a migration goes.
+
+mod access;
+mod app;
+mod fixture;
+mod migration;
+mod operator;
+mod wake;
+
+use anyhow::Result;
+use cyberdesk_testbed::Postgres;
+use futures::future::BoxFuture;
+
+/// A sentence, and what shows it. Each story makes its own databases on the shared server.
+pub(crate) type Story = (&'static str, for<'a> fn(&'a Postgres) -> BoxFuture<'a, Result<()>>);
+
+/// All stories about the database.
+pub(crate) fn stories() -> Vec<Story> {
+    [
+        app::STORIES,
+        operator::STORIES,
+        wake::STORIES,
+        migration::STORIES,
+        access::STORIES,
+    ]
+    .concat()
+}
