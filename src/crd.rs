@@ -37,8 +37,9 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct CyberdeskSpec {
-    /// How long the desktop lives, in milliseconds from the creation of this object. Without this and
-    /// without expiresAt it lives for 24 hours. The earlier of the two counts.
+    /// How long the desktop lives, in milliseconds from the creation of this object.
+    ///
+    /// Of this and expiresAt the earlier counts; with neither it lives for 24 hours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1000))]
     pub timeout_ms: Option<i64>,
@@ -153,4 +154,21 @@ fn conditions(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
             },
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// People apply the file without having the binary.
+    #[test]
+    fn the_shipped_manifest_is_what_the_binary_prints() {
+        let shipped = include_str!("../deploy/crd/crd.yaml");
+        let printed = serde_saphyr::to_string(&definition()).expect("a CRD is YAML");
+        assert!(
+            shipped == printed,
+            "deploy/crd/crd.yaml is out of date; write it anew with:\n\
+             cargo run --quiet --bin cyberdesk-operator -- crd > deploy/crd/crd.yaml"
+        );
+    }
 }
