@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use deadpool_postgres::Pool;
 use kube::{Api, Client};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -55,7 +55,8 @@ pub struct Operator {
     pub(crate) write_back: WriteBack,
     queue: Queue,
     clock: Clock,
-    templates: RwLock<Arc<Templates>>,
+    /// Nothing is made before they were read.
+    templates: watch::Sender<Option<Arc<Templates>>>,
     refusals: Mutex<HashMap<Key, String>>,
     database_id: Mutex<Option<Uuid>>,
     pool: Pool,
@@ -76,8 +77,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         .context("read how to reach the Kubernetes API server")?;
     let pool = config.database.pool()?;
     let templates = match &config.templates {
-        Some(folder) => templates_of(folder, &config.vm_namespace)?,
-        None => Templates::built_in(&config.vm_namespace),
+        Some(folder) => Some(Arc::new(templates_of(folder, &config.vm_namespace)?)),
+        None => None,
     };
     let operator = Arc::new(Operator {
         cluster: Cluster::new(&client, &config.namespace, &config.vm_namespace),
@@ -85,7 +86,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         write_back: WriteBack::default(),
         queue: Queue::default(),
         clock: Clock::default(),
-        templates: RwLock::new(Arc::new(templates)),
+        templates: watch::Sender::new(templates),
         refusals: Mutex::default(),
         database_id: Mutex::default(),
         pool,
@@ -160,10 +161,12 @@ fn templates_of(folder: &std::path::Path, namespace: &str) -> anyhow::Result<Tem
 async fn work(operator: &Arc<Operator>, concurrency: usize, stopping: &CancellationToken) {
     // What has not been listed yet would be taken for unknown, and nothing would wake it again.
     let listed = async {
-        tokio::join!(
+        let mut templates = operator.templates.subscribe();
+        let (_, (), (), ()) = tokio::join!(
+            templates.wait_for(Option::is_some),
             operator.cluster.cr_cache.completed(),
             operator.cluster.vm_cache.completed(),
-            operator.cluster.vmi_cache.completed()
+            operator.cluster.vmi_cache.completed(),
         );
     };
     if stopping.run_until_cancelled(listed).await.is_none() {
@@ -210,7 +213,7 @@ impl Operator {
         for _ in 0..ROUNDS {
             let Plan { actions, wait } = match self.look(key, live.take()).await {
                 Some(plan) => plan,
-                // No clock yet: neither side has ever answered.
+                // Neither side has ever told the time.
                 None => {
                     return Outcome::Failed {
                         at_least: Duration::ZERO,
@@ -251,7 +254,8 @@ impl Operator {
         }
     }
 
-    /// Collects what is known of a desktop, and what follows from it. `None` while there is no clock.
+    /// Collects what is known of a desktop, and what follows from it. `None` while there is no clock, or
+    /// no template.
     async fn look(&self, key: &Key, live: Option<(Seen<Vm>, Seen<Vmi>)>) -> Option<Plan> {
         let now = self.clock.now()?;
         let cr = self.cluster.cr_cache.get(key);
@@ -264,11 +268,7 @@ impl Operator {
         });
         let known = !matches!((&cr, &vm, &vmi), (Seen::Absent, Seen::Absent, Seen::Absent));
         let row = self.row(key, known).await;
-        let templates = self
-            .templates
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let templates = self.templates.borrow().clone()?;
         let refused = self
             .refusals
             .lock()

@@ -2,14 +2,15 @@
 //! decision but the key of a desktop to look at.
 
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::cache::Cache;
@@ -28,7 +29,7 @@ where
     K: Observed + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
     let kind = K::plural(&());
-    let mut events = watch(api, watcher::Config::default().timeout(WATCH_SECONDS))
+    let mut events = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS))
         .default_backoff()
         .boxed();
     let mut list = HashMap::new();
@@ -84,21 +85,22 @@ pub(crate) const TEMPLATES: &str = "cyberdesk-vm-template";
 pub(crate) async fn follow_templates(
     api: Api<ConfigMap>,
     namespace: &str,
-    templates: &RwLock<Arc<Templates>>,
+    templates: &watch::Sender<Option<Arc<Templates>>>,
 ) {
     let set = |next: Templates| {
-        let mut current = templates
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if **current != next {
-            info!(config_map = TEMPLATES, "VM templates taken into use");
-            *current = Arc::new(next);
-        }
+        templates.send_if_modified(|current| {
+            let news = current.as_deref() != Some(&next);
+            if news {
+                info!(config_map = TEMPLATES, "VM templates taken into use");
+                *current = Some(Arc::new(next));
+            }
+            news
+        });
     };
     let config = watcher::Config::default()
         .fields(&format!("metadata.name={TEMPLATES}"))
         .timeout(WATCH_SECONDS);
-    let mut events = watch(api, config).default_backoff().boxed();
+    let mut events = watcher(api, config).default_backoff().boxed();
     let mut found = None;
     let mut trouble = false;
     while let Some(event) = events.next().await {

@@ -61,7 +61,10 @@ pub(super) fn instance(spec: &mut Value) {
         // In bytes: a quantity that reads the same, if not the same way.
         domain["memory"]["maxGuest"] = json!((guest * 4 / 1000).to_string());
     }
-    if let Some(disks) = domain["devices"]["disks"].as_array_mut() {
+    if let Some(disks) = domain
+        .pointer_mut("/devices/disks")
+        .and_then(Value::as_array_mut)
+    {
         for disk in disks {
             for target in ["disk", "cdrom", "lun"] {
                 if disk[target].is_object() {
@@ -122,7 +125,7 @@ fn cpu_topology(spec: &mut Value) {
 }
 
 fn pull_policies(spec: &mut Value) {
-    let Some(volumes) = spec["volumes"].as_array_mut() else {
+    let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) else {
         return;
     };
     for volume in volumes
