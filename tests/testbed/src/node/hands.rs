@@ -24,6 +24,8 @@ pub(super) struct Hands {
 
 /// Look again at once: the write has changed what is right.
 const AT_ONCE: Duration = Duration::ZERO;
+/// The answer does not say how the pod is now: the watch brings it, long before this.
+const UNTIL_SEEN: Duration = Duration::from_secs(2);
 /// How often a kubelet looks whether a missing Secret has come.
 const SECRET_RECHECK: Duration = Duration::from_millis(300);
 
@@ -47,7 +49,10 @@ impl Hands {
     pub(super) async fn perform(&self, act: Act, view: &View<'_>) -> kube::Result<Duration> {
         match act {
             Act::CallUnschedulable => self.pod_status(view.pod, unschedulable()).await?,
-            Act::Bind => self.bind(view.pod, &self.nodes[0]).await?,
+            Act::Bind => {
+                self.bind(view.pod, &self.nodes[0]).await?;
+                return Ok(UNTIL_SEEN);
+            }
             Act::HoldUp(reason) => self.pod_status(view.pod, waiting(view.pod, reason)).await?,
             Act::Ready => {
                 if self.a_secret_is_missing(view.pod).await? {
@@ -65,7 +70,10 @@ impl Hands {
                     .is_some_and(|vmi| vmi.data["status"]["phase"] == "Succeeded");
                 self.pod_status(view.pod, ended(view.pod, well)).await?;
             }
-            Act::RemovePod => self.remove(view.pod).await?,
+            Act::RemovePod => {
+                self.remove(view.pod).await?;
+                return Ok(UNTIL_SEEN);
+            }
             Act::Run | Act::Finish { .. } | Act::Obey(_) => {
                 let Some(vmi) = view.vmi else {
                     return Ok(AT_ONCE);
@@ -181,10 +189,6 @@ impl Hands {
         let _: Value = api
             .create_subresource("binding", &pod.name_any(), &PostParams::default(), &binding)
             .await?;
-        // The answer says nothing of the pod. Playing scheduler and kubelet in one, look it up rather than wait.
-        if let Some(bound) = api.get_opt(&pod.name_any()).await? {
-            self.pods.learn(bound);
-        }
         Ok(())
     }
 

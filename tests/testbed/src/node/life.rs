@@ -238,3 +238,164 @@ pub(super) fn waiting_reason(pod: &Pod) -> Option<&str> {
         .iter()
         .find_map(|status| status.state.as_ref()?.waiting.as_ref()?.reason.as_deref())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const BOUND: &str = r#"{"spec":{"nodeName":"n","containers":[]}}"#;
+
+    fn pod(text: &str) -> Pod {
+        serde_json::from_str(text).expect("a pod")
+    }
+
+    fn vmi(phase: &str, more: Value) -> DynamicObject {
+        let mut vmi =
+            json!({ "metadata": {}, "spec": {}, "status": { "phase": phase, "nodeName": "n" } });
+        for (path, value) in more.as_object().expect("paths and values") {
+            let (parent, key) = path.rsplit_once('/').expect("a path");
+            vmi.pointer_mut(parent).expect("a parent")[key] = value.clone();
+        }
+        serde_json::from_value(vmi).expect("a VMI")
+    }
+
+    fn step(pod: &Pod, vmi: &DynamicObject) -> Option<(u128, Act)> {
+        let script = Script::of(vmi).expect("a script");
+        let view = View {
+            pod,
+            vmi: Some(vmi),
+            script: &script,
+            speed: &Speed::RECORDED,
+        };
+        next(&view).map(|step| (step.after.as_millis(), step.act))
+    }
+
+    #[test]
+    fn a_guest_ends_as_its_grace_and_its_script_have_it() {
+        let deleted = json!({ "/metadata/deletionTimestamp": "2026-01-01T00:00:00Z" });
+        let deleted_with = |more: Value| {
+            let mut all = deleted.clone();
+            all.as_object_mut()
+                .expect("an object")
+                .extend(more.as_object().cloned().unwrap_or_default());
+            all
+        };
+        let script = |key: &str, value: &str| json!({ format!("guest.testbed/{key}"): value });
+        let well = |after: u128| Some((after, Act::Finish { well: true }));
+        let badly = |after: u128| Some((after, Act::Finish { well: false }));
+        let table = [
+            ("Running", json!({}), None),
+            ("Running", deleted.clone(), well(2000)),
+            (
+                "Running",
+                deleted_with(json!({ "/spec/terminationGracePeriodSeconds": 0 })),
+                well(0),
+            ),
+            (
+                "Running",
+                deleted_with(json!({ "/spec/terminationGracePeriodSeconds": 1 })),
+                badly(1000),
+            ),
+            (
+                "Running",
+                deleted_with(json!({ "/metadata/annotations": script("ignores-acpi", "true") })),
+                badly(30_000),
+            ),
+            (
+                "Running",
+                deleted_with(json!({ "/metadata/annotations": script("shutdown", "5s") })),
+                well(5000),
+            ),
+            (
+                "Running",
+                json!({ "/metadata/annotations": script("do", "power-off") }),
+                well(0),
+            ),
+            (
+                "Running",
+                json!({ "/metadata/annotations": script("do", "crash") }),
+                badly(0),
+            ),
+            ("Scheduled", json!({}), Some((1000, Act::Run))),
+            (
+                "Scheduled",
+                json!({ "/metadata/annotations": script("boot", "9s") }),
+                Some((9000, Act::Run)),
+            ),
+            (
+                "Scheduled",
+                json!({ "/metadata/annotations": script("do", "fail-before-running") }),
+                badly(500),
+            ),
+            ("Scheduled", deleted, badly(0)),
+            ("Succeeded", json!({}), Some((250, Act::EndPod))),
+        ];
+        for (phase, more, expected) in table {
+            assert_eq!(
+                step(&pod(BOUND), &vmi(phase, more.clone())),
+                expected,
+                "{phase} {more}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_command_is_obeyed_once() {
+        let told = |done: &str| json!({ "/metadata/annotations": { "guest.testbed/do": "pause 2", "guest.testbed/done": done } });
+        let obeyed = Some((0, Act::Obey(Command::Pause)));
+        assert_eq!(step(&pod(BOUND), &vmi("Running", told("pause"))), obeyed);
+        assert_eq!(step(&pod(BOUND), &vmi("Running", told("pause 2"))), None);
+    }
+
+    #[test]
+    fn a_pod_starts_step_by_step_unless_it_is_stuck() {
+        let free = r#"{"spec":{"containers":[]}}"#;
+        let ready = r#"{"spec":{"nodeName":"n","containers":[]},"status":{"conditions":[{"type":"Ready","status":"True"}]}}"#;
+        let stuck = |why: &str| json!({ "/metadata/annotations": { "guest.testbed/never-schedules": why } });
+        let table = [
+            (free, json!({}), Some((300, Act::Bind))),
+            (BOUND, json!({}), Some((500, Act::Ready))),
+            (ready, json!({}), None),
+            (
+                free,
+                stuck("unschedulable"),
+                Some((300, Act::CallUnschedulable)),
+            ),
+            (free, stuck("image-pull"), Some((300, Act::Bind))),
+            (
+                BOUND,
+                stuck("image-pull"),
+                Some((500, Act::HoldUp("ImagePullBackOff"))),
+            ),
+            (
+                BOUND,
+                stuck("missing-secret"),
+                Some((500, Act::HoldUp("ContainerCreating"))),
+            ),
+        ];
+        for (text, more, expected) in table {
+            assert_eq!(
+                step(&pod(text), &vmi("Scheduling", more.clone())),
+                expected,
+                "{text} {more}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_pod_is_not_ended_because_its_vmi_was_not_seen() {
+        let script = Script::default();
+        let step = |pod: &Pod| {
+            next(&View {
+                pod,
+                vmi: None,
+                script: &script,
+                speed: &Speed::FAST,
+            })
+        };
+        assert_eq!(step(&pod(BOUND)), None);
+        let deleted = pod(r#"{"metadata":{"deletionTimestamp":"2026-01-01T00:00:00Z"}}"#);
+        assert_eq!(step(&deleted).map(|step| step.act), Some(Act::RemovePod));
+    }
+}

@@ -4,16 +4,22 @@
 //! admission policy gives the same answer, `Forbidden`, to exactly the pods whose guest's script asks for it (KubeVirt
 //! copies a VMI's annotations to its pod), whoever creates them.
 
+use anyhow::{Context, Result};
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
+use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
+use std::time::Duration;
 
 const NAME: &str = "guest.testbed";
 
-pub(super) async fn install(client: &Client) -> kube::Result<()> {
+/// How long an API server may take to heed a policy.
+const HEEDED_WITHIN: Duration = Duration::from_secs(30);
+
+pub(super) async fn install(client: &Client) -> Result<()> {
     let apply = PatchParams::apply("testbed-node").force();
     let annotations = "object.metadata.?annotations['guest.testbed/never-schedules'].orValue('')";
     let policy = json!({
@@ -40,5 +46,26 @@ pub(super) async fn install(client: &Client) -> kube::Result<()> {
     policies.patch(NAME, &apply, &Patch::Apply(policy)).await?;
     let bindings = Api::<ValidatingAdmissionPolicyBinding>::all(client.clone());
     bindings.patch(NAME, &apply, &Patch::Apply(binding)).await?;
-    Ok(())
+    heeded(client).await
+}
+
+/// Waits until a dry run is refused: an API server takes a moment to heed a new policy.
+async fn heeded(client: &Client) -> Result<()> {
+    let pods = Api::<Pod>::namespaced(client.clone(), "default");
+    let probe = serde_json::from_value(json!({
+        "metadata": { "name": "is-the-quota-there", "annotations": { "guest.testbed/never-schedules": "quota" } },
+        "spec": { "containers": [{ "name": "x", "image": "x.invalid/x:1" }] },
+    }))?;
+    let dry_run = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let refused = async {
+        while pods.create(&dry_run, &probe).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(HEEDED_WITHIN, refused)
+        .await
+        .context("the API server does not heed the quota policy")
 }

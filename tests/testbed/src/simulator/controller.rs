@@ -22,8 +22,8 @@ use super::launcher::{self, OBSERVED_LATEST, OBSERVED_STORAGE};
 use super::{Detail, SimulatorConfig, vm, vmi};
 use crate::keyed::{Keyed, Next};
 use crate::kubevirt::{
-    APP_LABEL, VM_CONTROLLER_FINALIZER, annotation, controller_uid, has_finalizer, is_final,
-    is_race, vm_resource, vmi_resource, vmis, vms,
+    APP_LABEL, VM_CONTROLLER_FINALIZER, annotation, condition, controller_uid, has_finalizer,
+    is_final, is_race, set_condition, vm_resource, vmi_resource, vmis, vms,
 };
 use crate::mirror::{Key, Mirror};
 
@@ -186,10 +186,13 @@ impl Controller {
             back_off: self.back_off,
             jitter: jitter(),
         };
-        let unremarkable =
-            self.detail == Detail::Essential && sync == vm::Sync::Start && refused.is_none();
         let status = vm::status(&vm, vmi, &around);
-        if status != vm.data["status"] && !unremarkable {
+        let made_one = sync == vm::Sync::Start && refused.is_none();
+        let news = match self.detail {
+            Detail::Recorded => status != vm.data["status"],
+            Detail::Essential => !made_one && brings_news(&vm.data["status"], &status),
+        };
+        if news {
             self.write_vm_status(&vm, status).await?;
         }
         if let Some(vmi) =
@@ -316,8 +319,14 @@ impl Controller {
             .get(key)
             .is_some_and(|vm| vm.uid().as_deref() == controller_uid(&*vmi));
         let updated = vmi::update(&vmi, &pods, failure, owner, Timestamp::now());
-        if updated != *vmi && !(self.detail == Detail::Essential && only_pods_moved(&vmi, &updated))
-        {
+        let news = match self.detail {
+            Detail::Recorded => updated != *vmi,
+            Detail::Essential => {
+                updated.metadata != vmi.metadata
+                    || brings_news(&vmi.data["status"], &updated.data["status"])
+            }
+        };
+        if news {
             let api = vmis(&self.client, &key.namespace);
             let written = api
                 .replace(&key.name, &PostParams::default(), &updated)
@@ -454,11 +463,19 @@ fn with(status: &Value, key: &str, value: Value) -> Value {
     status
 }
 
-/// Whether the only news is on which node the pods are.
-fn only_pods_moved(old: &DynamicObject, new: &DynamicObject) -> bool {
-    let mut without = new.clone();
-    without.data["status"]["activePods"] = old.data["status"]["activePods"].clone();
-    old.data["status"]["activePods"].is_object() && without == *old
+/// Whether a status says more than another reason for not being ready, or on which node the pods are.
+fn brings_news(old: &Value, new: &Value) -> bool {
+    let essence = |status: &Value| {
+        let mut status = status.clone();
+        if status["activePods"].is_object() {
+            status["activePods"] = json!({});
+        }
+        if condition(&status, "Ready").is_some_and(|ready| ready["status"] == "False") {
+            set_condition(&mut status, "Ready", None);
+        }
+        status
+    };
+    essence(old) != essence(new)
 }
 
 /// A number from 0 to 1, from the randomness of a UUID: not worth a generator.

@@ -43,9 +43,10 @@ mod vmi;
 pub enum Detail {
     /// Every event of the recorded traces, no-op updates included.
     Recorded,
-    /// For a thousand VMs at once: what carries no news is left out. The first status and the API version notes are not
-    /// written on their own, a VM that has just made its VMI skips `VMINotExists`, and `activePods` alone is no
-    /// reason to write. Phases, conditions, finalizers and the order of things stay.
+    /// For a thousand VMs at once: what carries no news is left out. The first status and the API version notes are
+    /// not written on their own, a VM that has just made its VMI skips `VMINotExists`, and neither `activePods` nor
+    /// another reason for not being ready is a reason to write. Phases, finalizers, readiness itself, all other
+    /// conditions and the order of things stay.
     Essential,
 }
 

@@ -212,3 +212,129 @@ fn image_failure(pod: &Pod) -> Option<Failure> {
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vmi(phase: &str, deleting: bool) -> DynamicObject {
+        let deleted = deleting.then_some("2026-01-01T00:00:00Z");
+        let finalizers = [VM_CONTROLLER_FINALIZER, FOREGROUND_FINALIZER];
+        serde_json::from_value(json!({
+            "metadata": { "uid": "v", "finalizers": finalizers, "deletionTimestamp": deleted },
+            "spec": { "networks": [{ "name": "default" }] },
+            "status": { "phase": phase },
+        }))
+        .expect("a VMI")
+    }
+
+    fn pods(status: Value, deleting: bool) -> Vec<Arc<Pod>> {
+        let deleted = deleting.then_some("2026-01-01T00:00:00Z");
+        let pod = json!({ "metadata": { "uid": "p", "deletionTimestamp": deleted }, "spec": { "nodeName": "n", "containers": [] },
+            "status": status });
+        vec![Arc::new(serde_json::from_value(pod).expect("a pod"))]
+    }
+
+    #[test]
+    fn phases_follow_the_pod_up_to_scheduled() {
+        let ready =
+            || json!({ "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }] });
+        let table = [
+            ("Pending", false, vec![], "Pending", "PodNotExists"),
+            (
+                "Pending",
+                false,
+                pods(json!({}), false),
+                "Scheduling",
+                "GuestNotRunning",
+            ),
+            ("Pending", true, vec![], "Failed", "PodNotExists"),
+            (
+                "Scheduling",
+                false,
+                pods(json!({}), false),
+                "Scheduling",
+                "GuestNotRunning",
+            ),
+            (
+                "Scheduling",
+                false,
+                pods(ready(), false),
+                "Scheduled",
+                "GuestNotRunning",
+            ),
+            (
+                "Scheduling",
+                true,
+                pods(ready(), false),
+                "Scheduling",
+                "GuestNotRunning",
+            ),
+            (
+                "Scheduling",
+                true,
+                pods(ready(), true),
+                "Failed",
+                "PodTerminating",
+            ),
+            ("Scheduling", true, vec![], "Failed", "PodNotExists"),
+            ("Scheduled", false, vec![], "Failed", "PodNotExists"),
+            ("Running", false, vec![], "Failed", "PodNotExists"),
+            (
+                "Running",
+                true,
+                pods(ready(), true),
+                "Running",
+                "PodTerminating",
+            ),
+            (
+                "Succeeded",
+                false,
+                pods(json!({ "phase": "Succeeded" }), false),
+                "Succeeded",
+                "PodTerminating",
+            ),
+        ];
+        for (before, deleting, pods, after, reason) in table {
+            let next = update(
+                &vmi(before, deleting),
+                &pods,
+                None,
+                true,
+                Timestamp::UNIX_EPOCH,
+            );
+            let status = &next.data["status"];
+            assert_eq!(
+                (phase(&next), status["conditions"][0]["reason"].as_str()),
+                (after, Some(reason)),
+                "{before}, {deleting}"
+            );
+            let again = update(&next, &pods, None, true, Timestamp::MAX);
+            let (seen, written) = (&again.data["status"], &next.data["status"]);
+            assert!(
+                phase(&again) != phase(&next) || seen == written,
+                "{before}: the same look again writes nothing"
+            );
+        }
+    }
+
+    #[test]
+    fn the_last_finalizers_wait_for_pods_and_for_the_vm() {
+        let held = |pods: &[Arc<Pod>], owner| {
+            let next = update(
+                &vmi("Succeeded", true),
+                pods,
+                None,
+                owner,
+                Timestamp::UNIX_EPOCH,
+            );
+            next.metadata.finalizers.unwrap_or_default()
+        };
+        assert_eq!(
+            held(&pods(json!({}), true), true),
+            [VM_CONTROLLER_FINALIZER, FOREGROUND_FINALIZER]
+        );
+        assert_eq!(held(&[], true), [VM_CONTROLLER_FINALIZER]);
+        assert_eq!(held(&pods(json!({}), true), false), [FOREGROUND_FINALIZER]);
+    }
+}

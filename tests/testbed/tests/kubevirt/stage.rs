@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use crate::event::{Event, Kind};
 
 /// How long a step of a story may take. Generous: other things run on this machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) struct Stage {
     name: String,
