@@ -1,4 +1,33 @@
 //! `cyberdesk-operator`: keeps a fleet of virtual desktops true to a Postgres table.
+//!
+//! ```text
+//!  app ── insert, update ──▶ public.cyberdesk_instances ── trigger ──▶ cyberdesk.desktop (desired, generation)
+//!                                      ▲                                      │ NOTIFY: a hint, without data
+//!                        write-back    │                                      ▼
+//!                  (batched, fenced)   └── act ◀── plan ◀── look: row, CR, VM, VMI ◀── watch ──┐
+//!                                           │                                                  │
+//!                                           └──▶ Cyberdesk CR, Secret, VirtualMachine ──▶ KubeVirt ──▶ VMI
+//! ```
+//!
+//! Data flows one way round. Whatever wakes a desktop (a notification, a watch event, a timer) carries nothing
+//! but its key; what is done follows from a fresh look alone. In reading order:
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`names`] | a desktop's key, the names made of it, and the marks by which an object is ours |
+//! | [`model`] | plain data: what is known of a desktop on each side; "could not see" is not "is not there" |
+//! | [`reason`] | why a desktop ends: one table of stable words |
+//! | [`plan`] | decides: a view and the time in, actions out; pure, and the heart of the program |
+//! | [`template`] | renders a VM's manifests; pure |
+//! | [`queue`] | which desktop is looked at next: keyed, ends before makes |
+//! | [`operator`] | the daemon: sources wake keys, workers look, plan and act |
+//! | `act` | the hands: one match from an action to one call |
+//! | [`cluster`] | the API server: a tamed client, watches and their caches, the calls that write |
+//! | [`database`] | Postgres: connections, LISTEN, rows as last read, the write-back, migrations |
+//! | [`crd`] | the `Cyberdesk` custom resource |
+//! | [`clock`] | the database's and the API server's time, never this machine's |
+//! | [`config`], [`telemetry`], [`cli`] | settings, logs, the command line |
+
 mod act;
 pub mod cli;
 pub mod clock;

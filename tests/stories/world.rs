@@ -83,6 +83,8 @@ impl World {
             &self.log,
         );
         spec.stop_signal = 15;
+        spec.remove = vec![self.log.clone()];
+        spec.remove_if_empty = vec![self.parts.testbed.directory().to_owned()];
         spec.env = BTreeMap::from([
             (
                 "DATABASE_URL".to_owned(),
