@@ -17,6 +17,8 @@ use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::account;
+
 /// Longest wait for anything that a story waits for. Far more than it takes: the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Time between two looks while waiting.
@@ -37,6 +39,7 @@ pub(crate) struct World {
     app: tokio_postgres::Client,
     operator: Mutex<Option<Supervised>>,
     log: PathBuf,
+    kubeconfig: PathBuf,
 }
 
 /// A row as the app reads it.
@@ -62,6 +65,9 @@ impl World {
         let user = database.sign_up().await?;
         let app = database.connect_as("postgres").await?;
         let log = parts.testbed.directory().join(format!("{namespace}.log"));
+        let kubeconfig = account::in_namespace(&parts.testbed.control_plane, &namespace)
+            .await
+            .context("make the operator's account")?;
         Ok(Self {
             parts,
             database,
@@ -70,10 +76,11 @@ impl World {
             app,
             operator: Mutex::default(),
             log,
+            kubeconfig,
         })
     }
 
-    /// Starts an operator, with settings beside those that lead it to this world.
+    /// Starts an operator under the account of `deploy/`, with settings beside those that lead it to this world.
     pub(crate) async fn start_operator(&self, settings: &[(&str, &str)]) -> Result<()> {
         let program = Program::new(env!("CARGO_BIN_EXE_cyberdesk-operator"), ["run"]);
         let mut spec = Spec::new(
@@ -92,12 +99,7 @@ impl World {
             ),
             (
                 "KUBECONFIG".to_owned(),
-                self.parts
-                    .testbed
-                    .control_plane
-                    .kubeconfig()
-                    .display()
-                    .to_string(),
+                self.kubeconfig.display().to_string(),
             ),
             ("CYBERDESK_NAMESPACE".to_owned(), self.namespace.clone()),
             ("CYBERDESK_LOG_FORMAT".to_owned(), "text".to_owned()),
@@ -322,21 +324,7 @@ impl World {
         what: &str,
         holds: impl AsyncFn() -> Result<bool>,
     ) -> Result<()> {
-        let deadline = tokio::time::Instant::now() + patience;
-        loop {
-            let now = holds().await;
-            if matches!(now, Ok(true)) {
-                return Ok(());
-            }
-            if tokio::time::Instant::now() > deadline {
-                let why = now
-                    .err()
-                    .map(|error| format!(" ({error:#})"))
-                    .unwrap_or_default();
-                bail!("waited {} s in vain until {what}{why}", patience.as_secs());
-            }
-            tokio::time::sleep(GLANCE).await;
-        }
+        until_within(patience, what, holds).await
     }
 
     /// Waits until the row has this status.
@@ -419,6 +407,33 @@ impl World {
             tail.into_iter().rev().collect::<Vec<_>>().join("\n"),
         );
         text
+    }
+}
+
+/// Waits until something holds, in no world in particular.
+pub(crate) async fn until(what: &str, holds: impl AsyncFn() -> Result<bool>) -> Result<()> {
+    until_within(PATIENCE, what, holds).await
+}
+
+async fn until_within(
+    patience: Duration,
+    what: &str,
+    holds: impl AsyncFn() -> Result<bool>,
+) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + patience;
+    loop {
+        let now = holds().await;
+        if matches!(now, Ok(true)) {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() > deadline {
+            let why = now
+                .err()
+                .map(|error| format!(" ({error:#})"))
+                .unwrap_or_default();
+            bail!("waited {} s in vain until {what}{why}", patience.as_secs());
+        }
+        tokio::time::sleep(GLANCE).await;
     }
 }
 
