@@ -49,8 +49,8 @@ pub(super) fn pod(vmi: &DynamicObject) -> Result<Pod> {
     let spec = &vmi.data["spec"];
     let suffix = Uuid::new_v4().simple().to_string();
     let kept = |key: &str| {
-        !key.starts_with("kubevirt.io/")
-            && key != "kubectl.kubernetes.io/last-applied-configuration"
+        !key.starts_with("kubectl.kubernetes.io")
+            && ![OBSERVED_LATEST, OBSERVED_STORAGE].contains(&key)
     };
     let mut annotations: Map<String, Value> = vmi
         .annotations()

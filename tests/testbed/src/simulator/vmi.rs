@@ -111,8 +111,11 @@ pub(super) fn update(
         ("Running" | "Scheduled", None) => status["phase"] = json!("Failed"),
         _ if is_final(vmi) => {
             let finalizers = next.metadata.finalizers.get_or_insert_default();
+            let before = finalizers.len();
             finalizers.retain(|held| held != FOREGROUND_FINALIZER || !pods.is_empty());
-            finalizers.retain(|held| held != VM_CONTROLLER_FINALIZER || owner);
+            if !owner && finalizers.len() == before {
+                finalizers.retain(|held| held != VM_CONTROLLER_FINALIZER);
+            }
         }
         _ => {}
     }

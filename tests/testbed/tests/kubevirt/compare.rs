@@ -186,8 +186,14 @@ pub(crate) fn broken_order(events: &[Event]) -> Option<String> {
         if !before.is_final() || after.sign == '+' {
             continue;
         }
-        let dropped = before.finalizers.len() - after.finalizers.len().min(before.finalizers.len());
-        let wrong = if dropped > 1 {
+        let held = |event: &Event| event.finalizers.len();
+        // A deletion shows the object as it was before its last finalizer went: with that one.
+        let together = if after.sign == '-' {
+            held(after) > 1
+        } else {
+            held(before) > held(after) + 1
+        };
+        let wrong = if together {
             "finalizers go one at a time"
         } else if rank(after) < rank(before) {
             "readiness only falls"

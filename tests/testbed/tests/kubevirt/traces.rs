@@ -216,6 +216,9 @@ pub(crate) fn scenarios() -> Vec<(&'static str, Play)> {
                     vmi.state == "Scheduling"
                 })
                 .await?;
+            stage
+                .until(Kind::Vm, "a starting VM", |vm| vm.state == "Starting")
+                .await?;
             stage.delete_vm().await
         }),
         scenario!("S7b always, unschedulable", |stage| {
