@@ -223,10 +223,12 @@ impl<'a> Desktop<'a> {
             .reason
             .clone()
             .unwrap_or_else(|| Reason::Requested.to_string());
+        let words = || Reason::parse(&reason).map(|reason| reason.words().to_owned());
+        let message = row.message.clone().or_else(words);
         Some(End {
             phase,
             reason,
-            message: row.message.clone(),
+            message,
             at: now.database,
         })
     }

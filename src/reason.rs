@@ -13,6 +13,8 @@ pub enum Reason {
     Requested,
     /// Its deadline came.
     Timeout,
+    /// Its row was deleted, by itself or with its user.
+    RowDeleted,
     /// Its guest powered off.
     GuestShutdown,
     /// Its guest crashed, or never came up.
@@ -33,9 +35,10 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, for tables and tests.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Requested,
         Self::Timeout,
+        Self::RowDeleted,
         Self::GuestShutdown,
         Self::GuestCrashed,
         Self::VmDeleted,
@@ -51,6 +54,7 @@ impl Reason {
         match self {
             Self::Requested => "requested",
             Self::Timeout => "timeout",
+            Self::RowDeleted => "row-deleted",
             Self::GuestShutdown => "guest-shutdown",
             Self::GuestCrashed => "guest-crashed",
             Self::VmDeleted => "vm-deleted",
@@ -62,12 +66,19 @@ impl Reason {
         }
     }
 
+    /// Reads the stable word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == word)
+    }
+
     /// The phase that a desktop ends in for this reason.
     pub fn phase(self) -> Phase {
         match self {
-            Self::Requested | Self::Timeout | Self::GuestShutdown | Self::VmDeleted => {
-                Phase::Terminated
-            }
+            Self::Requested
+            | Self::Timeout
+            | Self::RowDeleted
+            | Self::GuestShutdown
+            | Self::VmDeleted => Phase::Terminated,
             Self::GuestCrashed
             | Self::NameTaken
             | Self::BadTemplate
@@ -82,6 +93,7 @@ impl Reason {
         match self {
             Self::Requested => "shutdown was requested",
             Self::Timeout => "the deadline of the desktop came",
+            Self::RowDeleted => "the row of the desktop was deleted",
             Self::GuestShutdown => "the guest powered off",
             Self::GuestCrashed => "the guest crashed or did not come up",
             Self::VmDeleted => "somebody deleted the VirtualMachine",

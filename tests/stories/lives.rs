@@ -152,6 +152,7 @@ async fn the_deadline(world: &World) -> Result<()> {
         (row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("timeout")),
         "{row:?}"
     );
+    ensure!(row.message.is_some(), "it says so in words: {row:?}");
     let asked = row
         .shutdown_requested_at
         .expect("the deadline is a request of its own");
