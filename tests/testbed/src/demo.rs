@@ -119,9 +119,7 @@ impl Demo {
             Err(error) => vec![format!("{error:#}")],
         };
         if faults.is_empty() {
-            say(
-                "All six ended as told, and the cluster holds nothing of them but the CR that was applied by hand.",
-            )?;
+            say("All six ended as told; the cluster holds only the CR that was applied by hand.")?;
         } else {
             complain(&faults, operator)?;
         }

@@ -80,7 +80,12 @@ impl Testbed {
         })
     }
 
-    /// Where its data is while it runs, and where a further server of it may keep its own.
+    /// Where its data is while it runs.
+    pub fn directory(&self) -> &std::path::Path {
+        self.scratch.path()
+    }
+
+    /// Where a further server of it may keep its own data.
     pub fn scratch(&self) -> &scratch::Scratch {
         &self.scratch
     }

@@ -105,7 +105,7 @@ impl World {
             database_url: self.database.url(ADMINISTRATOR),
             kubeconfig: self.testbed.control_plane.kubeconfig().to_owned(),
         };
-        running.announce(self.testbed.scratch().path())?;
+        running.announce(self.testbed.directory())?;
         Ok(running)
     }
 }

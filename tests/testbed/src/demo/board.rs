@@ -145,7 +145,9 @@ pub(crate) struct Line {
 /// What a line tells of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum About {
-    /// Somebody outside did something.
+    /// It is asked for.
+    Birth,
+    /// Somebody outside did something to it.
     Deed,
     Row,
     Cr,
@@ -244,7 +246,7 @@ impl Desktop {
                     Expected::Cr { .. } => "is applied as YAML",
                     Expected::Row { .. } | Expected::NoRow { .. } => "the app inserts its row",
                 };
-                Some((About::Deed, how.to_owned()))
+                Some((About::Birth, how.to_owned()))
             }
             News::Done { what, .. } => Some((About::Deed, what.to_owned())),
             News::Told(fate) => {

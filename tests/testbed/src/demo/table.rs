@@ -87,6 +87,9 @@ const LEGEND: [&str; 2] = [
 /// Lines that are always there: title, a gap, the table with its head, a gap, a gap and the legend.
 const FRAME: usize = 1 + 1 + 1 + 6 + 1 + 1 + LEGEND.len();
 
+/// Lines for what is done to the desktops: their making, one use and six ends.
+const DEEDS: usize = 8;
+
 /// The whole picture, no line longer than the width and no more lines than the height.
 pub(crate) fn picture(board: &Board, now: Duration, width: usize, height: usize) -> Vec<Spans> {
     let columns = columns(width);
@@ -106,17 +109,14 @@ pub(crate) fn picture(board: &Board, now: Duration, width: usize, height: usize)
         lines.push(row_of(&columns, gap, |column| (column.cell)(desktop)));
     }
     lines.push(vec![]);
-    let deeds: Vec<&Line> = board
-        .lines
-        .iter()
-        .filter(|line| line.about == About::Deed)
+    let deeds = board.lines.iter().filter(|line| line.about == About::Deed);
+    let mut deeds: Vec<Spans> = std::iter::once(births(board))
+        .chain(deeds.map(deed))
         .collect();
-    let room = height.saturating_sub(FRAME).min(8);
-    lines.extend(
-        deeds[deeds.len().saturating_sub(room)..]
-            .iter()
-            .map(|line| deed(line)),
-    );
+    // Always the same height, so that nothing jumps.
+    deeds.resize(deeds.len().max(DEEDS), vec![]);
+    let room = height.saturating_sub(FRAME).min(DEEDS);
+    lines.extend(deeds.split_off(deeds.len() - room));
     lines.push(vec![]);
     lines.extend(LEGEND.map(|text| vec![span(Tone::Quiet, text)]));
     lines.truncate(height);
@@ -164,6 +164,22 @@ fn row_of(columns: &[Column], gap: usize, cell: impl Fn(&Column) -> Span) -> Spa
     line
 }
 
+/// The births on one line: the app's and the person's first deeds.
+fn births(board: &Board) -> Spans {
+    let of = |line: &&Line| line.about == About::Birth;
+    let Some(last) = board.lines.iter().rfind(of) else {
+        return vec![];
+    };
+    let made = board.lines.iter().filter(of).count();
+    vec![
+        span(Tone::Quiet, format!("{:>7}  ", duration(last.at))),
+        span(
+            Tone::Plain,
+            format!("{made} desktops asked for: by an insert each, and by-hand with kubectl apply"),
+        ),
+    ]
+}
+
 fn deed(line: &Line) -> Spans {
     vec![
         span(Tone::Quiet, format!("{:>7}  ", duration(line.at))),
@@ -175,7 +191,7 @@ fn deed(line: &Line) -> Spans {
 /// A line for a pipe: time, desktop, side and what changed.
 pub(crate) fn plain(line: &Line) -> String {
     let side = match line.about {
-        About::Deed => "->",
+        About::Birth | About::Deed => "->",
         About::Row => "row",
         About::Cr => "CR",
         About::Vm => "VM",
@@ -268,6 +284,9 @@ fn cut(line: Spans, width: usize) -> Spans {
     let mut room = width;
     let mut kept: Spans = vec![];
     for Span { text, tone } in line {
+        if room == 0 {
+            break;
+        }
         let text = shorten(&text, room);
         room -= text.chars().count();
         kept.push(span(tone, text));
@@ -365,8 +384,8 @@ mod tests {
             lines[2..5],
             [
                 "DESKTOP   ROW                      CYBERDESK  VM             MADE   RUNS   OVER",
-                "shut-down ◐ terminated · guest-sh… Terminated ErrorUnsched…   0 ms      –      –",
-                "crash     ✓ terminated · guest-sh… Terminated ErrorUnsched…   0 ms      –   0 ms",
+                "shut-down ◐ terminated · guest-sh… Terminated ErrorUnsche…   0 ms      –      –",
+                "crash     ✓ terminated · guest-sh… Terminated ErrorUnsche…   0 ms      –   0 ms",
             ]
         );
     }

@@ -80,7 +80,7 @@ pub(crate) fn account(board: &Board) -> Vec<String> {
         let took = desktop.marks.told_to_over();
         let took = took.map_or_else(|| "–".to_owned(), duration);
         format!(
-            "{mark} {:<9}  {:<34} {:<24} {took:>6}",
+            "{mark} {:<9} {:<34}  {:<24} {took:>6}",
             desktop.fate.nickname(),
             desktop.fate.told(),
             outcome(desktop),
