@@ -27,7 +27,7 @@ impl Screen {
             return Ok(Self::Lines { written: 0 });
         }
         let mut out = io::stdout().lock();
-        queue!(out, cursor::Hide)?;
+        queue!(out, style::Print("\r\n"), cursor::Hide)?;
         out.flush()?;
         Ok(Self::Terminal { drawn: vec![] })
     }
@@ -113,12 +113,13 @@ fn paint(out: &mut impl io::Write, line: &Spans) -> io::Result<()> {
 
 fn look(tone: Tone) -> ContentStyle {
     let mut look = ContentStyle::new();
+    // The palette's plain colours, which crossterm calls dark: the bright ones vanish on white.
     look.foreground_color = match tone {
         Tone::Plain | Tone::Title | Tone::Quiet => None,
-        Tone::Waiting => Some(Color::Cyan),
-        Tone::Good => Some(Color::Green),
-        Tone::Ending => Some(Color::Yellow),
-        Tone::Bad => Some(Color::Red),
+        Tone::Waiting => Some(Color::DarkCyan),
+        Tone::Good => Some(Color::DarkGreen),
+        Tone::Ending => Some(Color::DarkYellow),
+        Tone::Bad => Some(Color::DarkRed),
     };
     match tone {
         Tone::Title => look.attributes.set(Attribute::Bold),

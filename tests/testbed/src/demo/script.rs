@@ -30,6 +30,9 @@ const CRASH: Duration = Duration::from_millis(4000);
 const UPDATE: Duration = Duration::from_millis(5000);
 const USER_GONE: Duration = Duration::from_millis(6000);
 
+/// Least time between two deeds, for those who watch.
+const BREATH: Duration = Duration::from_millis(600);
+
 /// The app's users: of one who stays, and of one who is deleted.
 pub(crate) struct Users {
     pub(crate) stays: Uuid,
@@ -65,28 +68,32 @@ pub(crate) async fn play(
     tell: &Teller,
 ) -> Result<()> {
     let made = make(world, users, tell).await?;
-    let due = |at: Duration, fate| wait(running.clone(), fate, began + at);
+    let mut pace = Pace {
+        running: running.clone(),
+        began,
+        last: began,
+    };
     let told = |fate| send(tell, News::Told(fate));
 
-    due(USED, Fate::ShutDown).await?;
+    pace.due(USED, Fate::ShutDown).await?;
     write_stream_url(world, made[&Fate::ShutDown]).await?;
     let what = "its gateway writes the stream_url: it is used";
     let fate = Fate::ShutDown;
     send(tell, News::Done { fate, what });
 
-    due(SHUT_DOWN, Fate::ShutDown).await?;
+    pace.due(SHUT_DOWN, Fate::ShutDown).await?;
     request_shutdown(world, users.stays, made[&Fate::ShutDown]).await?;
     told(Fate::ShutDown);
 
-    due(CRASH, Fate::Crash).await?;
+    pace.due(CRASH, Fate::Crash).await?;
     crash(world, made[&Fate::Crash]).await?;
     told(Fate::Crash);
 
-    due(UPDATE, Fate::Update).await?;
+    pace.due(UPDATE, Fate::Update).await?;
     write_terminated(world, users.stays, made[&Fate::Update]).await?;
     told(Fate::Update);
 
-    due(USER_GONE, Fate::UserGone).await?;
+    pace.due(USER_GONE, Fate::UserGone).await?;
     world.database.delete_user(users.leaves).await?;
     told(Fate::UserGone);
     Ok(())
@@ -201,11 +208,22 @@ fn tell_at(deadline: Instant, fate: Fate, tell: &Teller) {
     });
 }
 
-/// Until this instant, and until the desktop runs.
-async fn wait(mut running: Running, fate: Fate, at: Instant) -> Result<()> {
-    sleep_until(at).await;
-    let runs = running.wait_for(|running| running.contains(&fate)).await;
-    runs.map(drop).context("the board is gone")
+/// When deeds are due: by the script, on a slow machine later, but never two at once.
+struct Pace {
+    running: Running,
+    began: Instant,
+    last: Instant,
+}
+
+impl Pace {
+    /// Waits until this time of the story has come, and the desktop runs.
+    async fn due(&mut self, at: Duration, fate: Fate) -> Result<()> {
+        let runs = self.running.wait_for(|running| running.contains(&fate));
+        runs.await.map(drop).context("the board is gone")?;
+        sleep_until((self.began + at).max(self.last + BREATH)).await;
+        self.last = Instant::now();
+        Ok(())
+    }
 }
 
 /// If nobody listens any more, the story is over.

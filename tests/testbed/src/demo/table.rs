@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::board::{About, Board, Desktop, Line, Row, Side, duration, row_text};
+use super::fate::Expected;
 
 /// What a piece of text feels like; the screen knows colours for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,12 +171,15 @@ fn births(board: &Board) -> Spans {
     let Some(last) = board.lines.iter().rfind(of) else {
         return vec![];
     };
-    let made = board.lines.iter().filter(of).count();
+    let births = board.lines.iter().filter(of);
+    let (crs, rows): (Vec<&Line>, Vec<&Line>) =
+        births.partition(|line| matches!(line.fate.expected(), Expected::Cr { .. }));
+    let (rows, crs) = (rows.len(), crs.len());
     vec![
         span(Tone::Quiet, format!("{:>7}  ", duration(last.at))),
         span(
             Tone::Plain,
-            format!("{made} desktops asked for: by an insert each, and by-hand with kubectl apply"),
+            format!("{rows} rows inserted by the app, {crs} Cyberdesk applied with kubectl"),
         ),
     ]
 }
