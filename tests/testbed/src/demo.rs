@@ -156,9 +156,9 @@ async fn tell(world: &World, operator: &Operator, users: &Users) -> Result<Vec<S
                 played = true;
             }
             Some(ended) = watchers.join_next() => ended??,
-            failure = operator.failure() => {
+            _ = operator.failure() => {
                 screen.show(&board)?;
-                return Err(failure);
+                bail!("the operator ended by itself");
             }
         }
     }

@@ -69,7 +69,12 @@ export DATABASE_URL='{database_url}' KUBECONFIG='{kubeconfig}'
 {end}
 
 # a desktop by hand, for a minute; and the one from before
-printf '{{apiVersion: cyberdesk.io/v1alpha1, kind: Cyberdesk, metadata: {{name: mine}}, spec: {{timeoutMs: 60000}}}}' | {kubectl} -n {NAMESPACE} apply -f -
+{kubectl} -n {NAMESPACE} apply -f - <<'YAML'
+apiVersion: cyberdesk.io/v1alpha1
+kind: Cyberdesk
+metadata: {{name: mine}}
+spec: {{timeoutMs: 60000}}
+YAML
 {kubectl} -n {NAMESPACE} get cd by-hand -o yaml
 
 # what the operator says

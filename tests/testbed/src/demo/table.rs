@@ -114,10 +114,11 @@ pub(crate) fn picture(board: &Board, now: Duration, width: usize, height: usize)
     let mut deeds: Vec<Spans> = std::iter::once(births(board))
         .chain(deeds.map(deed))
         .collect();
-    // Always the same height, so that nothing jumps.
-    deeds.resize(deeds.len().max(DEEDS), vec![]);
     let room = height.saturating_sub(FRAME).min(DEEDS);
-    lines.extend(deeds.split_off(deeds.len() - room));
+    deeds.drain(..deeds.len().saturating_sub(room));
+    // Always the same height, so that nothing jumps.
+    deeds.resize(room, vec![]);
+    lines.extend(deeds);
     lines.push(vec![]);
     lines.extend(LEGEND.map(|text| vec![span(Tone::Quiet, text)]));
     lines.truncate(height);
