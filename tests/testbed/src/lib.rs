@@ -10,7 +10,10 @@
 //!        each server under its own supervisor; all of their data in one Scratch directory
 //! ```
 //!
-//! Every `main` that starts a testbed calls [`supervise::become_supervisor_if_asked`] first.
+//! A [`World`] is a testbed with an app's database, KubeVirt and the operator on it, at work together.
+//!
+//! Every `main` that starts a testbed calls [`supervise::become_supervisor_if_asked`] first; one that starts a world,
+//! [`operator::become_operator_if_asked`] too.
 
 pub mod account;
 pub mod assets;
@@ -20,18 +23,21 @@ pub mod keyed;
 pub mod kubevirt;
 pub mod mirror;
 pub mod node;
+pub mod operator;
 pub mod postgres;
 pub mod progress;
 pub mod running;
 pub mod scratch;
 pub mod simulator;
 pub mod supervise;
+pub mod world;
 
 use anyhow::{Context as _, Result};
 
 pub use control_plane::ControlPlane;
 pub use postgres::{Caller, Database, Postgres};
 pub use progress::Progress;
+pub use world::World;
 
 /// What to start.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +53,7 @@ pub struct Testbed {
     pub postgres: Postgres,
     /// The API server.
     pub control_plane: ControlPlane,
-    directory: std::path::PathBuf,
+    scratch: scratch::Scratch,
 }
 
 impl Testbed {
@@ -70,13 +76,18 @@ impl Testbed {
         Ok(Self {
             postgres,
             control_plane,
-            directory: scratch.path().to_owned(),
+            scratch,
         })
     }
 
     /// Where its data is while it runs.
     pub fn directory(&self) -> &std::path::Path {
-        &self.directory
+        self.scratch.path()
+    }
+
+    /// Where a further server of it may keep its own data.
+    pub fn scratch(&self) -> &scratch::Scratch {
+        &self.scratch
     }
 }
 

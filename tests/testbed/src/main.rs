@@ -4,13 +4,19 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use cyberdesk_testbed::node::Speed;
+use cyberdesk_testbed::operator::{NAMESPACE, become_operator_if_asked};
 use cyberdesk_testbed::running::Running;
-use cyberdesk_testbed::{Options, Progress, Testbed, assets, supervise};
-use tokio::signal::unix::{SignalKind, signal};
+use cyberdesk_testbed::{Progress, World, assets, supervise, world};
 
+mod demo;
+mod interrupt;
 mod sql;
 
-/// The parts that a desktop needs, on this machine: Postgres as Supabase sets it up, an API server, KubeVirt.
+use interrupt::Interrupt;
+
+/// The parts that a desktop needs, on this machine: Postgres as Supabase sets it up, an API server, KubeVirt, and the
+/// operator at work.
 #[derive(Parser)]
 #[command(name = "cargo testbed", args_conflicts_with_subcommands = true)]
 struct Cli {
@@ -24,6 +30,8 @@ struct Cli {
 enum Command {
     /// Start everything and stay until Ctrl-C (the default).
     Up(Up),
+    /// Show six desktops' whole lives, from the insert to the end of each (also: cargo demo).
+    Demo(demo::Demo),
     /// Run SQL against the running testbed, or DATABASE_URL: for machines without psql.
     Sql(sql::Sql),
     /// Run kubectl against the running testbed, or KUBECONFIG; a machine without kubectl gets one.
@@ -36,7 +44,8 @@ enum Command {
 
 #[derive(Args)]
 struct Up {
-    /// Leave the operator out: migrate and run it yourself against what is printed.
+    /// Leave the operator out, and the database without its schema: migrate and run it yourself against what is
+    /// printed.
     #[arg(long)]
     no_operator: bool,
     /// Who plays KubeVirt.
@@ -54,6 +63,7 @@ enum KubeVirt {
 
 fn main() -> ExitCode {
     supervise::become_supervisor_if_asked();
+    become_operator_if_asked();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
@@ -71,73 +81,52 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command.unwrap_or(Command::Up(cli.up)) {
-        Command::Up(options) => up(&options).await.map(|()| ExitCode::SUCCESS),
+        Command::Up(options) => up(&options).await,
+        Command::Demo(demo) => demo.run().await,
         Command::Sql(sql) => sql.run().await.map(|()| ExitCode::SUCCESS),
         Command::Kubectl { args } => kubectl(&args).await,
     }
 }
 
 /// Starts everything, says where it is, and waits to be told to end.
-async fn up(options: &Up) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut told_to_end = async || {
-        tokio::select! {
-            _ = terminate.recv() => (),
-            _ = interrupt.recv() => (),
-        }
+async fn up(options: &Up) -> Result<ExitCode> {
+    let mut interrupt = Interrupt::listen()?;
+    let options = world::Options {
+        kubevirt: match options.kubevirt {
+            KubeVirt::Simulated => world::KubeVirt::Simulated(Speed::RECORDED),
+            KubeVirt::None => world::KubeVirt::None,
+        },
+        operator: !options.no_operator,
     };
     let progress = Progress::shown();
     let started = tokio::select! {
-        started = start(options, &progress) => Some(started),
-        () = told_to_end() => None,
+        started = World::start(&options, &progress) => Some(started),
+        () = interrupt.came() => None,
     };
     progress.end();
-    let Some(started) = started.transpose()? else {
-        return Ok(());
+    let Some(world) = started.transpose()? else {
+        return Ok(Interrupt::EXIT_CODE.into());
     };
-    println!("DATABASE_URL={}", started.running.database_url);
-    println!("KUBECONFIG={}", started.running.kubeconfig.display());
+    let running = world.announce()?;
+    let (database_url, kubeconfig) = (&running.database_url, running.kubeconfig.display());
+    println!("DATABASE_URL={database_url}");
+    println!("KUBECONFIG={kubeconfig}");
     eprintln!("Ready. Ctrl-C ends it and leaves nothing behind. In another terminal:");
+    eprintln!("  psql '{database_url}'    or    cargo testbed sql 'select 1'");
     eprintln!(
-        "  psql '{}'    or    cargo testbed sql 'select 1'",
-        started.running.database_url
+        "  kubectl --kubeconfig {kubeconfig} -n {NAMESPACE} get cd,vm,vmi    or    cargo testbed kubectl -n {NAMESPACE} get cd,vm,vmi"
     );
-    eprintln!(
-        "  kubectl --kubeconfig {} get ns    or    cargo testbed kubectl get ns",
-        started.running.kubeconfig.display()
-    );
-    told_to_end().await;
-    Ok(())
-}
-
-/// What lives as long as `up` does. Fields are dropped in this order.
-struct Started {
-    running: Running,
-    _testbed: Testbed,
-}
-
-async fn start(options: &Up, progress: &Progress) -> Result<Started> {
-    let testbed = Testbed::start(&Options::default(), progress).await?;
-    let database = testbed
-        .postgres
-        .database_named("cyberdesk", !options.no_operator)
-        .await?
-        .kept();
-    let running = Running {
-        database_url: database.url(cyberdesk_testbed::postgres::ADMINISTRATOR),
-        kubeconfig: testbed.control_plane.kubeconfig().to_owned(),
-    };
-    match options.kubevirt {
-        // The simulator starts here.
-        KubeVirt::Simulated | KubeVirt::None => (),
+    match &world.operator {
+        None => interrupt.came().await,
+        Some(operator) => {
+            eprintln!("  tail -f {}", operator.process().log().display());
+            tokio::select! {
+                () = interrupt.came() => (),
+                failure = operator.failure() => return Err(failure),
+            }
+        }
     }
-    // The operator starts here, unless it is left out.
-    running.announce(testbed.directory())?;
-    Ok(Started {
-        running,
-        _testbed: testbed,
-    })
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn kubectl(args: &[std::ffi::OsString]) -> Result<ExitCode> {

@@ -47,6 +47,14 @@ pub fn set_executable(path: impl Into<PathBuf>) {
     let _ = EXECUTABLE.set(path.into());
 }
 
+/// The executable that plays every hidden part: the named one, else our own.
+pub(crate) fn executable() -> Result<PathBuf> {
+    match EXECUTABLE.get() {
+        Some(path) => Ok(path.clone()),
+        None => std::env::current_exe().context("find our own executable"),
+    }
+}
+
 /// A program and its arguments.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Program {
@@ -159,11 +167,7 @@ impl Supervised {
         let log = File::options().create(true).append(true).open(&spec.log);
         let log =
             log.with_context(|| format!("open {}, the log of {}", spec.log.display(), spec.name))?;
-        let executable = match EXECUTABLE.get() {
-            Some(path) => path.clone(),
-            None => std::env::current_exe().context("find our own executable")?,
-        };
-        let mut supervisor = Command::new(executable)
+        let mut supervisor = Command::new(executable()?)
             .arg(ARGUMENT)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
