@@ -2,12 +2,12 @@
 //! people apply by hand. Each is a reading and the time that has passed since, by the monotonic clock:
 //! setting this machine's clock changes nothing.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-use crate::model::Now;
+use crate::model::{Now, later};
 
 /// What a clock elsewhere showed, and when we read it.
 #[derive(Clone, Copy, Debug)]
@@ -22,30 +22,50 @@ impl Reading {
     fn now(&self, now: Instant) -> Timestamp {
         let passed = SignedDuration::try_from(now.saturating_duration_since(self.at))
             .unwrap_or(SignedDuration::ZERO);
-        self.time.checked_add(passed).unwrap_or(Timestamp::MAX)
+        later(self.time, passed)
     }
 }
 
 /// The last readings.
 #[derive(Debug, Default)]
-pub struct Clock(Mutex<(Option<Reading>, Option<Reading>)>);
+pub struct Clock(Mutex<Readings>);
+
+#[derive(Debug, Default)]
+struct Readings {
+    database: Option<Reading>,
+    cluster: Option<Reading>,
+}
 
 impl Clock {
-    /// Takes in a reading of the database's clock.
-    pub fn database(&self, reading: Reading) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = Some(reading);
+    fn readings(&self) -> MutexGuard<'_, Readings> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in a reading of the API server's clock.
+    /// Takes in a reading of the database's clock.
+    pub fn database(&self, reading: Reading) {
+        self.readings().database = Some(reading);
+    }
+
+    /// Takes in a reading of the API server's clock, which shows whole seconds: the time is that or up to a
+    /// second later. What was known before stays if it lies in between, for it is the more exact.
     pub fn cluster(&self, reading: Reading) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(reading);
+        let mut readings = self.readings();
+        let shown = reading.time;
+        let known = readings.cluster.map(|known| known.now(reading.at));
+        let agrees = known.is_some_and(|known| {
+            shown <= known && known < later(shown, SignedDuration::from_secs(1))
+        });
+        if !agrees {
+            readings.cluster = Some(reading);
+        }
     }
 
     /// The time by both. `None` until one of them was read; then the one stands in for the other.
     pub fn now(&self) -> Option<Now> {
-        let (database, cluster) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let readings = self.readings();
         let now = Instant::now();
-        let (database, cluster) = (database.map(|r| r.now(now)), cluster.map(|r| r.now(now)));
+        let database = readings.database.map(|reading| reading.now(now));
+        let cluster = readings.cluster.map(|reading| reading.now(now));
         Some(Now {
             database: database.or(cluster)?,
             cluster: cluster.or(database)?,
@@ -88,6 +108,34 @@ mod tests {
                 database: skewed,
                 cluster: later
             })
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_readings_in_whole_seconds_the_latest_is_the_best() {
+        let clock = Clock::default();
+        let noon: Timestamp = "2026-11-23T12:00:00Z".parse().expect("a time");
+        let cluster = || clock.now().expect("it was read").cluster;
+        // Read at 0.9 s past noon, and again 0.2 s later: the second has turned meanwhile.
+        clock.cluster(Reading {
+            time: noon,
+            at: Instant::now(),
+        });
+        tokio::time::advance(Duration::from_millis(200)).await;
+        clock.cluster(Reading {
+            time: noon + SignedDuration::from_secs(1),
+            at: Instant::now(),
+        });
+        assert_eq!(cluster(), noon + SignedDuration::from_secs(1));
+        tokio::time::advance(Duration::from_millis(800)).await;
+        clock.cluster(Reading {
+            time: noon + SignedDuration::from_secs(1),
+            at: Instant::now(),
+        });
+        assert_eq!(
+            cluster(),
+            noon + SignedDuration::from_millis(1800),
+            "a later, worse one does not set it back"
         );
     }
 }

@@ -1,6 +1,6 @@
 //! Plain data: what is known of a desktop, on each side. No clients, no clock.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use crate::crd::{CyberdeskSpec, CyberdeskStatus};
@@ -204,6 +204,11 @@ pub struct Now {
     pub database: Timestamp,
     /// The API server's: for CRs applied by hand.
     pub cluster: Timestamp,
+}
+
+/// A sum that ends at the last instant there is, rather than in a panic on a huge timeoutMs.
+pub(crate) fn later(at: Timestamp, by: SignedDuration) -> Timestamp {
+    at.checked_add(by).unwrap_or(Timestamp::MAX)
 }
 
 /// What is to be told to the database about one desktop, in one entry of one batch.

@@ -44,6 +44,8 @@ const LEAST_GAP: Duration = Duration::from_millis(5);
 const DEAF_POLL: Duration = Duration::from_secs(1);
 /// How often the clocks are read.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often they are read in quick succession at first.
+const SETTLING_READINGS: u32 = 11;
 /// Time to finish what is in flight when told to stop. What is abandoned, the next look finds.
 const GRACE: Duration = Duration::from_millis(800);
 
@@ -408,6 +410,7 @@ impl Operator {
     }
 
     async fn read_clocks(&self, client: &Client) {
+        let mut readings = 0_u32;
         loop {
             match timeout(CLOCK_INTERVAL, rows::time(&self.pool)).await {
                 Ok(Ok(reading)) => self.clock.database(reading),
@@ -422,10 +425,13 @@ impl Operator {
                     debug!(error = %chain(error.as_ref()), "cannot read the API server's clock")
                 }
             }
-            sleep(if self.clock.now().is_some() {
-                CLOCK_INTERVAL
+            // The API server tells whole seconds: where between two of them it is takes some readings.
+            let settling = readings < SETTLING_READINGS;
+            readings = readings.saturating_add(1);
+            sleep(if settling {
+                Duration::from_millis(90)
             } else {
-                Duration::from_millis(500)
+                CLOCK_INTERVAL
             })
             .await;
         }

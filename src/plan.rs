@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::crd::{CyberdeskSpec, CyberdeskStatus, End, Phase, VirtualMachineRef};
 use crate::model::{
-    Cr, Desired, Now, Report, Row, RowStatus, RunStrategy, Seen, Vm, Vmi, VmiPhase,
+    Cr, Desired, Now, Report, Row, RowStatus, RunStrategy, Seen, Vm, Vmi, VmiPhase, later,
 };
 use crate::names::{Key, Owner};
 use crate::reason::{self, Reason};
@@ -684,11 +684,6 @@ fn status(
 /// Times that people read in kubectl need no fractions.
 fn whole_seconds(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).expect("a whole second of a timestamp is a timestamp")
-}
-
-/// A sum that ends at the last instant there is, rather than in a panic on a huge timeoutMs.
-fn later(at: Timestamp, by: SignedDuration) -> Timestamp {
-    at.checked_add(by).unwrap_or(Timestamp::MAX)
 }
 
 #[cfg(test)]
