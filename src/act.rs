@@ -28,25 +28,14 @@ impl Operator {
     /// no longer one must be stopped.
     pub(crate) async fn act(&self, key: &Key, action: Action) -> Result<Acted, Error> {
         match action {
-            Action::CreateCr {
-                owner: (id, user),
-                spec,
-            } => {
+            Action::CreateCr { owner: (id, user), spec } => {
                 let labels = Owner::Row(id).labels(key, Some(user));
-                self.cluster
-                    .create_cr(key, labels, self.row_annotations(), &spec)
-                    .await?;
+                self.cluster.create_cr(key, labels, self.row_annotations(), &spec).await?;
                 info!(desktop = %key, "made the CR");
             }
-            Action::ApplyCr {
-                uid,
-                owner: (id, user),
-                spec,
-            } => {
+            Action::ApplyCr { uid, owner: (id, user), spec } => {
                 let labels = Owner::Row(id).labels(key, Some(user));
-                self.cluster
-                    .apply_cr(key, &uid, labels, self.row_annotations(), &spec)
-                    .await?;
+                self.cluster.apply_cr(key, &uid, labels, self.row_annotations(), &spec).await?;
                 info!(desktop = %key, "brought the CR in line with its row");
             }
             Action::WriteCrStatus { uid, status } => {
@@ -62,11 +51,7 @@ impl Operator {
                     Owner::Row(_) => self.row_annotations(),
                     Owner::Hand(_) => BTreeMap::new(),
                 };
-                match self
-                    .cluster
-                    .create_vm(key, &manifests, &annotations)
-                    .await?
-                {
+                match self.cluster.create_vm(key, &manifests, &annotations).await? {
                     Created::There => info!(desktop = %key, "made the VM"),
                     Created::Refused(words) => {
                         info!(desktop = %key, words, "the API server refused the VM");
@@ -106,9 +91,6 @@ impl Operator {
 
     /// The database that an object's row is in.
     fn row_annotations(&self) -> BTreeMap<String, String> {
-        self.database_id()
-            .map(|id| (ANNOTATION_DATABASE.to_owned(), id))
-            .into_iter()
-            .collect()
+        self.database_id().map(|id| (ANNOTATION_DATABASE.to_owned(), id)).into_iter().collect()
     }
 }

@@ -1,9 +1,6 @@
 //! The command line: one binary, a subcommand for each task.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "the one place that reads the environment"
-)]
+#![expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 
 use std::fs;
 use std::path::PathBuf;
@@ -55,12 +52,7 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> anyhow::
         Err(error) if !error.not_found() => return Err(error).context("read .env"),
         _ => (),
     }
-    let runtime = || {
-        tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .context("start the runtime")
-    };
+    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime");
     match arguments.command {
         Command::Run => {
             let (config, warnings) = Config::read(std::env::vars())?;
@@ -68,13 +60,10 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> anyhow::
             warnings.iter().for_each(|warning| warn!("{warning}"));
             runtime()?.block_on(async { operator::run(config, told_to_stop()?).await })
         }
-        Command::Migrate {
-            daemon_password_file,
-        } => {
+        Command::Migrate { daemon_password_file } => {
             let password = daemon_password_file
                 .map(|file| {
-                    fs::read_to_string(&file)
-                        .with_context(|| format!("read the password in {}", file.display()))
+                    fs::read_to_string(&file).with_context(|| format!("read the password in {}", file.display()))
                 })
                 .transpose()?;
             runtime()?.block_on(migrate(password.as_deref().map(str::trim_end)))

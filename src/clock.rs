@@ -20,8 +20,7 @@ pub struct Reading {
 
 impl Reading {
     fn now(&self, now: Instant) -> Timestamp {
-        let passed = SignedDuration::try_from(now.saturating_duration_since(self.at))
-            .unwrap_or(SignedDuration::ZERO);
+        let passed = SignedDuration::try_from(now.saturating_duration_since(self.at)).unwrap_or(SignedDuration::ZERO);
         later(self.time, passed)
     }
 }
@@ -52,9 +51,7 @@ impl Clock {
         let mut readings = self.readings();
         let shown = reading.time;
         let known = readings.cluster.map(|known| known.now(reading.at));
-        let agrees = known.is_some_and(|known| {
-            shown <= known && known < later(shown, SignedDuration::from_secs(1))
-        });
+        let agrees = known.is_some_and(|known| shown <= known && known < later(shown, SignedDuration::from_secs(1)));
         if !agrees {
             readings.cluster = Some(reading);
         }
@@ -66,10 +63,7 @@ impl Clock {
         let now = Instant::now();
         let database = readings.database.map(|reading| reading.now(now));
         let cluster = readings.cluster.map(|reading| reading.now(now));
-        Some(Now {
-            database: database.or(cluster)?,
-            cluster: cluster.or(database)?,
-        })
+        Some(Now { database: database.or(cluster)?, cluster: cluster.or(database)? })
     }
 }
 
@@ -84,31 +78,13 @@ mod tests {
         let clock = Clock::default();
         assert_eq!(clock.now(), None);
         let noon: Timestamp = "2026-11-23T12:00:00Z".parse().expect("a time");
-        clock.cluster(Reading {
-            time: noon,
-            at: Instant::now(),
-        });
+        clock.cluster(Reading { time: noon, at: Instant::now() });
         tokio::time::advance(Duration::from_secs(5)).await;
         let later = noon + SignedDuration::from_secs(5);
-        assert_eq!(
-            clock.now(),
-            Some(Now {
-                database: later,
-                cluster: later
-            })
-        );
+        assert_eq!(clock.now(), Some(Now { database: later, cluster: later }));
         let skewed = noon + SignedDuration::from_hours(2);
-        clock.database(Reading {
-            time: skewed,
-            at: Instant::now(),
-        });
-        assert_eq!(
-            clock.now(),
-            Some(Now {
-                database: skewed,
-                cluster: later
-            })
-        );
+        clock.database(Reading { time: skewed, at: Instant::now() });
+        assert_eq!(clock.now(), Some(Now { database: skewed, cluster: later }));
     }
 
     #[tokio::test(start_paused = true)]
@@ -117,25 +93,12 @@ mod tests {
         let noon: Timestamp = "2026-11-23T12:00:00Z".parse().expect("a time");
         let cluster = || clock.now().expect("it was read").cluster;
         // Read at 0.9 s past noon, and again 0.2 s later: the second has turned meanwhile.
-        clock.cluster(Reading {
-            time: noon,
-            at: Instant::now(),
-        });
+        clock.cluster(Reading { time: noon, at: Instant::now() });
         tokio::time::advance(Duration::from_millis(200)).await;
-        clock.cluster(Reading {
-            time: noon + SignedDuration::from_secs(1),
-            at: Instant::now(),
-        });
+        clock.cluster(Reading { time: noon + SignedDuration::from_secs(1), at: Instant::now() });
         assert_eq!(cluster(), noon + SignedDuration::from_secs(1));
         tokio::time::advance(Duration::from_millis(800)).await;
-        clock.cluster(Reading {
-            time: noon + SignedDuration::from_secs(1),
-            at: Instant::now(),
-        });
-        assert_eq!(
-            cluster(),
-            noon + SignedDuration::from_millis(1800),
-            "a later, worse one does not set it back"
-        );
+        clock.cluster(Reading { time: noon + SignedDuration::from_secs(1), at: Instant::now() });
+        assert_eq!(cluster(), noon + SignedDuration::from_millis(1800), "a later, worse one does not set it back");
     }
 }

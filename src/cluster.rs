@@ -45,10 +45,7 @@ pub async fn connect() -> anyhow::Result<Client> {
 pub async fn server_time(client: &Client) -> anyhow::Result<(Timestamp, Instant)> {
     let request = http::Request::get("/version").body(kube::client::Body::empty())?;
     let answer = tokio::time::timeout(CALL_DEADLINE, client.send(request)).await??;
-    let date = answer
-        .headers()
-        .get(http::header::DATE)
-        .ok_or_else(|| anyhow::anyhow!("the answer has no date"))?;
+    let date = answer.headers().get(http::header::DATE).ok_or_else(|| anyhow::anyhow!("the answer has no date"))?;
     let time = jiff::fmt::rfc2822::parse(date.to_str()?)?.timestamp();
     Ok((time, Instant::now()))
 }

@@ -26,16 +26,8 @@ struct Given {
 }
 
 /// Names of the variables above, without prefix.
-const NAMES: [&str; 8] = [
-    "NAMESPACE",
-    "VM_NAMESPACE",
-    "TEMPLATES",
-    "POLL_INTERVAL",
-    "RESYNC_INTERVAL",
-    "CONCURRENCY",
-    "LOG",
-    "LOG_FORMAT",
-];
+const NAMES: [&str; 8] =
+    ["NAMESPACE", "VM_NAMESPACE", "TEMPLATES", "POLL_INTERVAL", "RESYNC_INTERVAL", "CONCURRENCY", "LOG", "LOG_FORMAT"];
 
 #[derive(Debug, Default, Deserialize)]
 struct GivenDatabase {
@@ -92,18 +84,12 @@ impl Config {
     /// # Errors
     ///
     /// All faults at once.
-    pub fn read(
-        variables: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<(Self, Vec<String>), Faults> {
+    pub fn read(variables: impl IntoIterator<Item = (String, String)>) -> Result<(Self, Vec<String>), Faults> {
         // An empty variable is one that is not set: that is how people unset them in manifests.
-        let variables: Vec<(String, String)> = variables
-            .into_iter()
-            .filter(|(_, value)| !value.is_empty())
-            .collect();
+        let variables: Vec<(String, String)> = variables.into_iter().filter(|(_, value)| !value.is_empty()).collect();
         let warnings = unknown(&variables);
-        let given: Given = envy::prefixed(PREFIX)
-            .from_iter(variables.clone())
-            .map_err(|error| Faults(vec![error.to_string()]))?;
+        let given: Given =
+            envy::prefixed(PREFIX).from_iter(variables.clone()).map_err(|error| Faults(vec![error.to_string()]))?;
         let given_database: GivenDatabase =
             envy::from_iter(variables).map_err(|error| Faults(vec![error.to_string()]))?;
 
@@ -113,23 +99,16 @@ impl Config {
             Some(url) => Target::from_url(&url).map_err(|error| format!("DATABASE_URL: {error:#}")),
         };
         let database = database.map_err(|fault| faults.push(fault));
-        let namespace = given
-            .namespace
-            .unwrap_or_else(|| "cyberdesk-system".to_owned());
+        let namespace = given.namespace.unwrap_or_else(|| "cyberdesk-system".to_owned());
         let vm_namespace = given.vm_namespace.unwrap_or_else(|| namespace.clone());
         for (name, value) in [("NAMESPACE", &namespace), ("VM_NAMESPACE", &vm_namespace)] {
             if !is_dns_label(value) {
-                faults.push(format!(
-                    "{PREFIX}{name} is {value:?}; it must be the name of a namespace: a DNS label"
-                ));
+                faults.push(format!("{PREFIX}{name} is {value:?}; it must be the name of a namespace: a DNS label"));
             }
         }
         let templates = given.templates.map(PathBuf::from);
         if let Some(folder) = templates.as_ref().filter(|folder| !folder.is_dir()) {
-            faults.push(format!(
-                "{PREFIX}TEMPLATES is {}, which is not a folder",
-                folder.display()
-            ));
+            faults.push(format!("{PREFIX}TEMPLATES is {}, which is not a folder", folder.display()));
         }
         let mut duration = |name: &str, text: Option<String>, default: Duration| {
             let Some(text) = text else { return default };
@@ -141,41 +120,33 @@ impl Config {
             {
                 Some(span) => span,
                 None => {
-                    faults.push(format!(
-                        "{PREFIX}{name} is {text:?}; it must be a time such as 500ms, 5s or 10m"
-                    ));
+                    faults.push(format!("{PREFIX}{name} is {text:?}; it must be a time such as 500ms, 5s or 10m"));
                     default
                 }
             }
         };
         let poll_interval = duration("POLL_INTERVAL", given.poll_interval, Duration::from_secs(5));
-        let resync_interval = duration(
-            "RESYNC_INTERVAL",
-            given.resync_interval,
-            Duration::from_secs(300),
-        );
+        let resync_interval = duration("RESYNC_INTERVAL", given.resync_interval, Duration::from_secs(300));
         let concurrency = match given.concurrency.as_deref().map(str::parse::<usize>) {
             None => 64,
             Some(Ok(number @ 4..=1000)) => number,
             Some(_) => {
-                faults.push(format!(
-                    "{PREFIX}CONCURRENCY must be a whole number from 4 to 1000"
-                ));
+                faults.push(format!("{PREFIX}CONCURRENCY must be a whole number from 4 to 1000"));
                 64
             }
         };
         let filter = given.log.unwrap_or_else(|| "info".to_owned());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&filter) {
-            faults.push(format!("{PREFIX}LOG is {filter:?}; it must be a level or a filter such as info,kube=warn ({error})"));
+            faults.push(format!(
+                "{PREFIX}LOG is {filter:?}; it must be a level or a filter such as info,kube=warn ({error})"
+            ));
         }
         let format = match given.log_format.as_deref() {
             None => None,
             Some("json") => Some(Format::Json),
             Some("text") => Some(Format::Text),
             Some(other) => {
-                faults.push(format!(
-                    "{PREFIX}LOG_FORMAT is {other:?}; it must be json or text"
-                ));
+                faults.push(format!("{PREFIX}LOG_FORMAT is {other:?}; it must be json or text"));
                 None
             }
         };
@@ -208,10 +179,7 @@ fn unknown(variables: &[(String, String)]) -> Vec<String> {
         // Ours by another program: the testbed's own variables.
         .filter(|name| !NAMES.contains(name) && !name.starts_with("TESTBED"))
         .map(|name| {
-            let nearest = NAMES
-                .iter()
-                .min_by_key(|known| strsim::damerau_levenshtein(known, name))
-                .unwrap_or(&"");
+            let nearest = NAMES.iter().min_by_key(|known| strsim::damerau_levenshtein(known, name)).unwrap_or(&"");
             format!("{PREFIX}{name} means nothing to this program; did you mean {PREFIX}{nearest}?")
         })
         .collect()
@@ -219,10 +187,7 @@ fn unknown(variables: &[(String, String)]) -> Vec<String> {
 
 fn is_dns_label(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    (1..=63).contains(&text.len())
-        && text.chars().all(inner)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
+    (1..=63).contains(&text.len()) && text.chars().all(inner) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 #[cfg(test)]
@@ -230,11 +195,7 @@ mod tests {
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<(Config, Vec<String>), Faults> {
-        Config::read(
-            variables
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
-        )
+        Config::read(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
     }
 
     const URL: (&str, &str) = ("DATABASE_URL", "postgres://u:p@localhost/postgres");
@@ -242,10 +203,7 @@ mod tests {
     #[test]
     fn a_url_is_all_that_is_needed() {
         let (config, warnings) = read(&[URL, ("CYBERDESK_LOG", "")]).expect("enough");
-        assert_eq!(
-            (config.namespace.as_str(), config.vm_namespace.as_str()),
-            ("cyberdesk-system", "cyberdesk-system")
-        );
+        assert_eq!((config.namespace.as_str(), config.vm_namespace.as_str()), ("cyberdesk-system", "cyberdesk-system"));
         assert_eq!(config.poll_interval, Duration::from_secs(5));
         assert_eq!(warnings, [""; 0]);
     }
@@ -274,11 +232,6 @@ mod tests {
     #[test]
     fn a_misspelt_variable_is_named_with_the_nearest_known_one() {
         let (_, warnings) = read(&[URL, ("CYBERDESK_NAMESPACES", "x")]).expect("a warning only");
-        assert_eq!(
-            warnings,
-            [
-                "CYBERDESK_NAMESPACES means nothing to this program; did you mean CYBERDESK_NAMESPACE?"
-            ]
-        );
+        assert_eq!(warnings, ["CYBERDESK_NAMESPACES means nothing to this program; did you mean CYBERDESK_NAMESPACE?"]);
     }
 }

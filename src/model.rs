@@ -67,15 +67,9 @@ impl RowStatus {
 
     /// Reads the value of SQL.
     pub fn parse(text: &str) -> Option<Self> {
-        [
-            Self::Pending,
-            Self::Running,
-            Self::Completed,
-            Self::Error,
-            Self::Terminated,
-        ]
-        .into_iter()
-        .find(|status| status.as_str() == text)
+        [Self::Pending, Self::Running, Self::Completed, Self::Error, Self::Terminated]
+            .into_iter()
+            .find(|status| status.as_str() == text)
     }
 }
 

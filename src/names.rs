@@ -65,9 +65,7 @@ impl Key {
 
     /// The way back from the name of a VM or VMI. `None` means that it is not one of ours.
     pub fn from_vm_name(name: &str) -> Option<Self> {
-        name.strip_prefix(VM_PREFIX)
-            .filter(|key| !key.is_empty())
-            .map(Self::new)
+        name.strip_prefix(VM_PREFIX).filter(|key| !key.is_empty()).map(Self::new)
     }
 
     /// The name of its CR.
@@ -168,28 +166,15 @@ mod tests {
         assert_eq!(Key::from_vm_name("win11"), None);
         assert_eq!(Key::from_vm_name("cyberdesk-"), None);
         assert_eq!(Key::new("my-desk").row_id(), None);
-        let shouted = Uuid::from_u128(0xabc)
-            .hyphenated()
-            .to_string()
-            .to_uppercase();
-        assert_eq!(
-            Key::new(&shouted).row_id(),
-            None,
-            "another spelling would lead to another key"
-        );
+        let shouted = Uuid::from_u128(0xabc).hyphenated().to_string().to_uppercase();
+        assert_eq!(Key::new(&shouted).row_id(), None, "another spelling would lead to another key");
     }
 
     #[test]
     fn an_owner_is_read_back_from_its_labels() {
-        for owner in [
-            Owner::Row(Uuid::from_u128(7)),
-            Owner::Hand("some-uid".into()),
-        ] {
+        for owner in [Owner::Row(Uuid::from_u128(7)), Owner::Hand("some-uid".into())] {
             let labels = owner.labels(&Key::new("k"), Some(Uuid::from_u128(9)));
-            let meta = ObjectMeta {
-                labels: Some(labels),
-                ..Default::default()
-            };
+            let meta = ObjectMeta { labels: Some(labels), ..Default::default() };
             assert_eq!(Owner::of(&meta), Some(owner));
         }
         assert_eq!(Owner::of(&ObjectMeta::default()), None);

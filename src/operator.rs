@@ -74,9 +74,7 @@ pub struct Operator {
 ///
 /// If a setting cannot be used at all, or another daemon has taken over.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let client = cluster::connect()
-        .await
-        .context("read how to reach the Kubernetes API server")?;
+    let client = cluster::connect().await.context("read how to reach the Kubernetes API server")?;
     let pool = config.database.pool()?;
     let templates = match &config.templates {
         Some(folder) => Some(Arc::new(templates_of(folder, &config.vm_namespace)?)),
@@ -95,11 +93,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         makes_in_flight: AtomicUsize::new(0),
     });
     let wakeups = Arc::new(Wakeups::default());
-    info!(
-        namespace = config.namespace,
-        vm_namespace = config.vm_namespace,
-        "started"
-    );
+    info!(namespace = config.namespace, vm_namespace = config.vm_namespace, "started");
 
     let (crs, vms, vmis) = operator.cluster.apis();
     let own_templates = async {
@@ -140,18 +134,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
 
 fn templates_of(folder: &std::path::Path, namespace: &str) -> anyhow::Result<Templates> {
     let mut files = vec![];
-    for entry in std::fs::read_dir(folder)
-        .with_context(|| format!("read the templates in {}", folder.display()))?
-    {
+    for entry in std::fs::read_dir(folder).with_context(|| format!("read the templates in {}", folder.display()))? {
         let path = entry?.path();
-        if let (true, Some(name)) = (
-            path.is_file(),
-            path.file_name().and_then(|name| name.to_str()),
-        ) {
+        if let (true, Some(name)) = (path.is_file(), path.file_name().and_then(|name| name.to_str())) {
             files.push((
                 name.to_owned(),
-                std::fs::read_to_string(&path)
-                    .with_context(|| format!("read {}", path.display()))?,
+                std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?,
             ));
         }
     }
@@ -178,16 +166,9 @@ async fn work(operator: &Arc<Operator>, concurrency: usize, stopping: &Cancellat
     let most_makes = concurrency - KEPT_FOR_ENDS.min(concurrency - 1);
     let mut steps = JoinSet::new();
     loop {
-        let slot = slots
-            .clone()
-            .acquire_owned()
-            .await
-            .expect("the slots are never closed");
+        let slot = slots.clone().acquire_owned().await.expect("the slots are never closed");
         let room = || operator.makes_in_flight.load(Ordering::Relaxed) < most_makes;
-        let Some((key, lane)) = stopping
-            .run_until_cancelled(operator.queue.next(room))
-            .await
-        else {
+        let Some((key, lane)) = stopping.run_until_cancelled(operator.queue.next(room)).await else {
             break;
         };
         if lane == Lane::Makes {
@@ -217,14 +198,10 @@ impl Operator {
                 Some(plan) => plan,
                 // Neither side has ever told the time.
                 None => {
-                    return Outcome::Failed {
-                        at_least: Duration::ZERO,
-                    };
+                    return Outcome::Failed { at_least: Duration::ZERO };
                 }
             };
-            let settled = Outcome::Settled(
-                wait.map(|wait| Instant::now() + wait.min(Duration::from_secs(86_400))),
-            );
+            let settled = Outcome::Settled(wait.map(|wait| Instant::now() + wait.min(Duration::from_secs(86_400))));
             if actions.is_empty() {
                 return settled;
             }
@@ -240,9 +217,7 @@ impl Operator {
                     }
                     Err(error) => {
                         warn!(desktop = %key, error = %chain(&error), "not done; the next look decides anew");
-                        return Outcome::Failed {
-                            at_least: error.retry_after(),
-                        };
+                        return Outcome::Failed { at_least: error.retry_after() };
                     }
                 }
             }
@@ -251,9 +226,7 @@ impl Operator {
             }
         }
         warn!(desktop = %key, "not settled after {ROUNDS} rounds; will look again");
-        Outcome::Failed {
-            at_least: Duration::ZERO,
-        }
+        Outcome::Failed { at_least: Duration::ZERO }
     }
 
     /// Collects what is known of a desktop, and what follows from it. `None` while there is no clock, or
@@ -262,31 +235,12 @@ impl Operator {
         let now = self.clock.now()?;
         let cr = self.cluster.cr_cache.get(key);
         let is_live = live.is_some();
-        let (vm, vmi) = live.unwrap_or_else(|| {
-            (
-                self.cluster.vm_cache.get(key),
-                self.cluster.vmi_cache.get(key),
-            )
-        });
+        let (vm, vmi) = live.unwrap_or_else(|| (self.cluster.vm_cache.get(key), self.cluster.vmi_cache.get(key)));
         let known = !matches!((&cr, &vm, &vmi), (Seen::Absent, Seen::Absent, Seen::Absent));
         let row = self.row(key, known).await;
         let templates = self.templates.borrow().clone()?;
-        let refused = self
-            .refusals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(key)
-            .cloned();
-        let view = View {
-            key,
-            row,
-            cr,
-            vm,
-            vmi,
-            live: is_live,
-            refused: refused.as_deref(),
-            templates: &templates,
-        };
+        let refused = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+        let view = View { key, row, cr, vm, vmi, live: is_live, refused: refused.as_deref(), templates: &templates };
         let plan = plan(&view, now);
         debug!(desktop = %key, ?view, ?plan, "looked");
         Some(plan)
@@ -338,11 +292,7 @@ impl Operator {
         loop {
             let resync = Instant::now() >= next_resync;
             let began = Instant::now();
-            let result = if resync {
-                self.resync().await
-            } else {
-                self.read_changes().await
-            };
+            let result = if resync { self.resync().await } else { self.read_changes().await };
             match result {
                 Ok(()) => {
                     if resync {
@@ -359,14 +309,8 @@ impl Operator {
                 }
             }
             let hears = wakeups.alive.load(Ordering::Relaxed) && !trouble;
-            let poll = if hears {
-                config.poll_interval
-            } else {
-                config.poll_interval.min(DEAF_POLL)
-            };
-            let (pause, rest) = again
-                .split_first()
-                .map_or((poll, again), |(pause, rest)| (*pause, rest));
+            let poll = if hears { config.poll_interval } else { config.poll_interval.min(DEAF_POLL) };
+            let (pause, rest) = again.split_first().map_or((poll, again), |(pause, rest)| (*pause, rest));
             tokio::select! {
                 () = wakeups.look.notified() => again = &AGAIN_AFTER_WAKE,
                 () = sleep(pause) => again = rest,
@@ -377,8 +321,7 @@ impl Operator {
     }
 
     async fn read_changes(&self) -> anyhow::Result<()> {
-        self.store
-            .take_in(rows::dirty(&self.pool).await?, &self.queue);
+        self.store.take_in(rows::dirty(&self.pool).await?, &self.queue);
         Ok(())
     }
 
@@ -386,23 +329,13 @@ impl Operator {
     async fn resync(&self) -> anyhow::Result<()> {
         if self.database_id().is_none() {
             let id = rows::identity(&self.pool).await?;
-            *self
-                .database_id
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Some(id);
+            *self.database_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
         }
-        let gone = self
-            .store
-            .take_in_all(rows::live(&self.pool).await?, &self.queue);
+        let gone = self.store.take_in_all(rows::live(&self.pool).await?, &self.queue);
         if !gone.is_empty() {
-            self.store
-                .take_in(rows::by_id(&self.pool, &gone).await?, &self.queue);
+            self.store.take_in(rows::by_id(&self.pool, &gone).await?, &self.queue);
         }
-        let known = [
-            self.cluster.cr_cache.keys(),
-            self.cluster.vm_cache.keys(),
-            self.cluster.vmi_cache.keys(),
-        ];
+        let known = [self.cluster.cr_cache.keys(), self.cluster.vm_cache.keys(), self.cluster.vmi_cache.keys()];
         for key in known.into_iter().flatten() {
             self.queue.wake(&key, Lane::Makes);
         }
@@ -428,34 +361,20 @@ impl Operator {
             // The API server tells whole seconds: where between two of them it is takes some readings.
             let settling = readings < SETTLING_READINGS;
             readings = readings.saturating_add(1);
-            sleep(if settling {
-                Duration::from_millis(90)
-            } else {
-                CLOCK_INTERVAL
-            })
-            .await;
+            sleep(if settling { Duration::from_millis(90) } else { CLOCK_INTERVAL }).await;
         }
     }
 
     /// The identity of the database, once it was read.
     pub(crate) fn database_id(&self) -> Option<String> {
-        self.database_id
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .map(|id| id.to_string())
+        self.database_id.lock().unwrap_or_else(PoisonError::into_inner).map(|id| id.to_string())
     }
 
     pub(crate) fn remember_refusal(&self, key: &Key, words: String) {
-        self.refusals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key.clone(), words);
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), words);
     }
 
     fn forget_refusal(&self, key: &Key) {
-        self.refusals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(key);
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 }

@@ -17,9 +17,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::crd::{CyberdeskSpec, CyberdeskStatus, End, Phase, VirtualMachineRef};
-use crate::model::{
-    Cr, Desired, Now, Report, Row, RowStatus, RunStrategy, Seen, Vm, Vmi, VmiPhase, later,
-};
+use crate::model::{Cr, Desired, Now, Report, Row, RowStatus, RunStrategy, Seen, Vm, Vmi, VmiPhase, later};
 use crate::names::{Key, Owner};
 use crate::reason::{self, Reason};
 use crate::template::{Manifests, Refusal, Templates};
@@ -136,9 +134,7 @@ pub fn plan(view: &View<'_>, now: Now) -> Plan {
 
         (Seen::Present(row), cr) if row.ended => clear_away(view, row, cr.present()),
         // A row that went without its trigger (TRUNCATE, a restored copy) is no word of anyone's.
-        (Seen::Present(row), _) if row.desired == Desired::Present && !row.exists => {
-            Plan::nothing()
-        }
+        (Seen::Present(row), _) if row.desired == Desired::Present && !row.exists => Plan::nothing(),
         (Seen::Present(row), cr) => Desktop::of_row(row, cr.present()).plan(view, now),
 
         (Seen::Absent, Seen::Present(cr)) if cr.owner.is_none() => match Desktop::by_hand(cr) {
@@ -164,41 +160,23 @@ struct Desktop<'a> {
 
 impl<'a> Desktop<'a> {
     fn of_row(row: &'a Row, cr: Option<&'a Cr>) -> Self {
-        Self {
-            owner: Owner::Row(row.id),
-            row: Some(row),
-            cr,
-            params: row.params.clone(),
-            expires_at: row.expires_at,
-        }
+        Self { owner: Owner::Row(row.id), row: Some(row), cr, params: row.params.clone(), expires_at: row.expires_at }
     }
 
     fn by_hand(cr: &'a Cr) -> Result<Self, &'a str> {
         let spec = cr.spec.as_ref().map_err(String::as_str)?;
-        let by_timeout = spec
-            .timeout_ms
-            .map(|ms| later(cr.created, SignedDuration::from_millis(ms)));
+        let by_timeout = spec.timeout_ms.map(|ms| later(cr.created, SignedDuration::from_millis(ms)));
         let expires_at = match (by_timeout, spec.expires_at) {
             (Some(a), Some(b)) => a.min(b),
             (Some(at), None) | (None, Some(at)) => at,
             (None, None) => later(cr.created, DEFAULT_LIFETIME),
         };
         let params = spec.params.clone().map(Value::Object);
-        Ok(Self {
-            owner: Owner::Hand(cr.uid.clone()),
-            row: None,
-            cr: Some(cr),
-            params,
-            expires_at,
-        })
+        Ok(Self { owner: Owner::Hand(cr.uid.clone()), row: None, cr: Some(cr), params, expires_at })
     }
 
     fn now(&self, now: Now) -> Timestamp {
-        if self.row.is_some() {
-            now.database
-        } else {
-            now.cluster
-        }
+        if self.row.is_some() { now.database } else { now.cluster }
     }
 
     /// The VM that was made for it, as far as anyone recorded it.
@@ -214,23 +192,11 @@ impl<'a> Desktop<'a> {
             return Some(end);
         }
         let row = self.row.filter(|row| row.desired == Desired::Absent)?;
-        let phase = if row.status == RowStatus::Error {
-            Phase::Error
-        } else {
-            Phase::Terminated
-        };
-        let reason = row
-            .reason
-            .clone()
-            .unwrap_or_else(|| Reason::Requested.to_string());
+        let phase = if row.status == RowStatus::Error { Phase::Error } else { Phase::Terminated };
+        let reason = row.reason.clone().unwrap_or_else(|| Reason::Requested.to_string());
         let words = || Reason::parse(&reason).map(|reason| reason.words().to_owned());
         let message = row.message.clone().or_else(words);
-        Some(End {
-            phase,
-            reason,
-            message,
-            at: now.database,
-        })
+        Some(End { phase, reason, message, at: now.database })
     }
 
     fn plan(&self, view: &View<'_>, now: Now) -> Plan {
@@ -240,25 +206,16 @@ impl<'a> Desktop<'a> {
         let left = self.expires_at.duration_since(self.now(now));
         if left <= SignedDuration::ZERO {
             return match self.row {
-                Some(row) => Plan {
-                    actions: vec![Action::Expire(row.id)],
-                    wait: None,
-                },
+                Some(row) => Plan { actions: vec![Action::Expire(row.id)], wait: None },
                 None => self.end(view, &reason::end(Reason::Timeout, None, now.cluster), now),
             };
         }
         let wait = Some(left.unsigned_abs());
         match self.observed_end(view, now) {
             // The end must stand in the CR before anything is deleted on its account.
-            Some(_) if self.cr.is_none() => Plan {
-                actions: self.project(),
-                wait,
-            },
+            Some(_) if self.cr.is_none() => Plan { actions: self.project(), wait },
             Some(end) => self.end(view, &end, now),
-            None => Plan {
-                actions: self.live(view, now),
-                wait,
-            },
+            None => Plan { actions: self.live(view, now), wait },
         }
     }
 
@@ -284,47 +241,30 @@ impl<'a> Desktop<'a> {
             (Seen::Present(vm), _) if self.is_predecessors(vm) => None,
             (Seen::Present(vm), _) if vm.owner.as_ref() != Some(&self.owner) => {
                 let name = view.key.vm_name();
-                end(
-                    Reason::NameTaken,
-                    Some(format!(
-                        "there is a VirtualMachine {name} that is not of this desktop"
-                    )),
-                )
+                end(Reason::NameTaken, Some(format!("there is a VirtualMachine {name} that is not of this desktop")))
             }
             (Seen::Present(vm), _) if vm.deleting => end(Reason::VmDeleted, None),
             // The VM that was recorded is gone, and somebody's late create made another one.
             (Seen::Present(vm), _) if self.recorded_vm().is_some_and(|uid| uid != vm.uid) => {
                 end(Reason::VmDeleted, None)
             }
-            (Seen::Present(vm), vmi) => self
-                .guest_end(vm, vmi.present(), view.live)
-                .and_then(|(r, m)| end(r, m)),
+            (Seen::Present(vm), vmi) => self.guest_end(vm, vmi.present(), view.live).and_then(|(r, m)| end(r, m)),
         }
     }
 
     /// Whether the guest is over for good, as KubeVirt will not start it again.
-    fn guest_end(
-        &self,
-        vm: &Vm,
-        vmi: Option<&Vmi>,
-        live: bool,
-    ) -> Option<(Reason, Option<String>)> {
+    fn guest_end(&self, vm: &Vm, vmi: Option<&Vmi>, live: bool) -> Option<(Reason, Option<String>)> {
         match (vm.run_strategy, vmi) {
             // Under `Once` a VMI that somebody deletes is started anew, whatever it ends as.
             (RunStrategy::Once, Some(vmi)) if vmi.deleting => None,
-            (RunStrategy::Once | RunStrategy::RerunOnFailure, Some(vmi))
-                if vmi.phase == VmiPhase::Succeeded =>
-            {
+            (RunStrategy::Once | RunStrategy::RerunOnFailure, Some(vmi)) if vmi.phase == VmiPhase::Succeeded => {
                 Some((Reason::GuestShutdown, None))
             }
-            (RunStrategy::Once, Some(vmi)) if vmi.phase == VmiPhase::Failed => Some((
-                Reason::GuestCrashed,
-                vmi.waiting.as_ref().map(|(_, words)| words.clone()),
-            )),
+            (RunStrategy::Once, Some(vmi)) if vmi.phase == VmiPhase::Failed => {
+                Some((Reason::GuestCrashed, vmi.waiting.as_ref().map(|(_, words)| words.clone())))
+            }
             // KubeVirt deletes the VMI of a guest that powered off: its last word may have been missed.
-            (RunStrategy::RerunOnFailure, None)
-                if live && self.has_run() && !vm.restart_pending =>
-            {
+            (RunStrategy::RerunOnFailure, None) if live && self.has_run() && !vm.restart_pending => {
                 Some((Reason::GuestShutdown, None))
             }
             _ => None,
@@ -340,47 +280,36 @@ impl<'a> Desktop<'a> {
     }
 
     fn render(&self, view: &View<'_>) -> Result<Manifests, Refusal> {
-        view.templates.render(
-            view.key,
-            &self.owner,
-            self.row.map(|row| row.user_id),
-            self.params.as_ref(),
-        )
+        view.templates.render(view.key, &self.owner, self.row.map(|row| row.user_id), self.params.as_ref())
     }
 
     /// Brings CR, VM and row in line with a desktop that lives.
     fn live(&self, view: &View<'_>, now: Now) -> Vec<Action> {
         let mut actions = self.project();
-        let (Seen::Absent | Seen::Present(_), Seen::Absent | Seen::Present(_)) =
-            (&view.vm, &view.vmi)
-        else {
+        let (Seen::Absent | Seen::Present(_), Seen::Absent | Seen::Present(_)) = (&view.vm, &view.vmi) else {
             return actions;
         };
         match view.vm.present() {
             Some(vm) if self.is_predecessors(vm) => {
                 if !vm.deleting {
-                    actions.push(Action::DeleteVm {
-                        uid: vm.uid.clone(),
-                    });
+                    actions.push(Action::DeleteVm { uid: vm.uid.clone() });
                 }
                 actions.extend(self.status(view, None, now));
             }
             Some(vm) => {
                 actions.extend(self.status(view, None, now));
                 actions.extend(self.row.and_then(|row| news(row, vm, view.vmi.present())));
-                let may_be_over = view.vmi == Seen::Absent
-                    && vm.run_strategy == RunStrategy::RerunOnFailure
-                    && self.has_run();
+                let may_be_over =
+                    view.vmi == Seen::Absent && vm.run_strategy == RunStrategy::RerunOnFailure && self.has_run();
                 if may_be_over && !view.live && !vm.restart_pending {
                     actions.push(Action::LookLive);
                 }
             }
             None if self.recorded_vm().is_some() => actions.push(Action::LookLive),
             None => match self.render(view) {
-                Ok(manifests) => actions.push(Action::CreateVm {
-                    owner: self.owner.clone(),
-                    manifests: Box::new(manifests),
-                }),
+                Ok(manifests) => {
+                    actions.push(Action::CreateVm { owner: self.owner.clone(), manifests: Box::new(manifests) })
+                }
                 Err(_) => unreachable!("a template that does not render is an observed end"),
             },
         }
@@ -400,43 +329,29 @@ impl<'a> Desktop<'a> {
             None => vec![Action::CreateCr { owner, spec }],
             Some(cr) => {
                 let same = cr.owner.as_ref() == Some(&self.owner)
-                    && cr.spec.as_ref().is_ok_and(|seen| {
-                        (seen.expires_at, &seen.params) == (spec.expires_at, &spec.params)
-                    });
-                if same {
-                    vec![]
-                } else {
-                    vec![Action::ApplyCr {
-                        uid: cr.uid.clone(),
-                        owner,
-                        spec,
-                    }]
-                }
+                    && cr
+                        .spec
+                        .as_ref()
+                        .is_ok_and(|seen| (seen.expires_at, &seen.params) == (spec.expires_at, &spec.params));
+                if same { vec![] } else { vec![Action::ApplyCr { uid: cr.uid.clone(), owner, spec }] }
             }
         }
     }
 
     /// Brings a desktop whose end is decided to it: VM first, then the word that it is over, CR last.
     fn end(&self, view: &View<'_>, end: &End, now: Now) -> Plan {
-        let mut actions: Vec<Action> = self
-            .status(view, Some((end, false)), now)
-            .into_iter()
-            .collect();
+        let mut actions: Vec<Action> = self.status(view, Some((end, false)), now).into_iter().collect();
         let ours = |owner: &Option<Owner>| owner.as_ref() == Some(&self.owner);
         match (&view.vm, &view.vmi) {
             (Seen::Unknown, _) | (_, Seen::Unknown) => (),
             (Seen::Present(vm), _) if ours(&vm.owner) => {
                 if !vm.deleting {
-                    actions.push(Action::DeleteVm {
-                        uid: vm.uid.clone(),
-                    });
+                    actions.push(Action::DeleteVm { uid: vm.uid.clone() });
                 }
             }
             (_, Seen::Present(vmi)) if ours(&vmi.owner) => {
                 if !vmi.deleting {
-                    actions.push(Action::DeleteVmi {
-                        uid: vmi.uid.clone(),
-                    });
+                    actions.push(Action::DeleteVmi { uid: vmi.uid.clone() });
                 }
             }
             _ if !view.live => {
@@ -448,21 +363,14 @@ impl<'a> Desktop<'a> {
                 actions.push(Action::LookLive);
             }
             _ => {
-                actions = vec![Action::DeleteSecret {
-                    owner: self.owner.clone(),
-                }];
+                actions = vec![Action::DeleteSecret { owner: self.owner.clone() }];
                 match self.row {
-                    Some(row) => {
-                        actions.push(Action::Report(last_word(row, end, self.recorded_vm())))
-                    }
+                    Some(row) => actions.push(Action::Report(last_word(row, end, self.recorded_vm()))),
                     None => actions.extend(self.status(view, Some((end, true)), now)),
                 }
             }
         }
-        Plan {
-            actions,
-            wait: None,
-        }
+        Plan { actions, wait: None }
     }
 
     /// The write that makes the CR's status true, if it is not.
@@ -473,10 +381,7 @@ impl<'a> Desktop<'a> {
             return None;
         }
         let status = status(cr, view, end, self.expires_at, self.now(now), &self.owner);
-        (status != cr.status).then(|| Action::WriteCrStatus {
-            uid: cr.uid.clone(),
-            status: Box::new(status),
-        })
+        (status != cr.status).then(|| Action::WriteCrStatus { uid: cr.uid.clone(), status: Box::new(status) })
     }
 }
 
@@ -499,11 +404,7 @@ fn news(row: &Row, vm: &Vm, vmi: Option<&Vmi>) -> Option<Action> {
 }
 
 fn last_word(row: &Row, end: &End, vm_uid: Option<&str>) -> Report {
-    let status = if end.phase == Phase::Error {
-        RowStatus::Error
-    } else {
-        RowStatus::Terminated
-    };
+    let status = if end.phase == Phase::Error { RowStatus::Error } else { RowStatus::Terminated };
     Report {
         id: row.id,
         generation: row.generation,
@@ -522,64 +423,36 @@ fn clear_away(view: &View<'_>, row: &Row, cr: Option<&Cr>) -> Plan {
         (Seen::Unknown, _) | (_, Seen::Unknown) => vec![],
         (Seen::Present(vm), _) if ours(&vm.owner) && vm.deleting => vec![],
         (Seen::Present(vm), _) if ours(&vm.owner) => {
-            vec![
-                Action::DeleteSecret {
-                    owner: Owner::Row(row.id),
-                },
-                Action::DeleteVm {
-                    uid: vm.uid.clone(),
-                },
-            ]
+            vec![Action::DeleteSecret { owner: Owner::Row(row.id) }, Action::DeleteVm { uid: vm.uid.clone() }]
         }
         (_, Seen::Present(vmi)) if ours(&vmi.owner) && vmi.deleting => vec![],
-        (_, Seen::Present(vmi)) if ours(&vmi.owner) => vec![Action::DeleteVmi {
-            uid: vmi.uid.clone(),
-        }],
+        (_, Seen::Present(vmi)) if ours(&vmi.owner) => vec![Action::DeleteVmi { uid: vmi.uid.clone() }],
         _ => match cr {
-            Some(cr) => vec![Action::DeleteCr {
-                uid: cr.uid.clone(),
-            }],
+            Some(cr) => vec![Action::DeleteCr { uid: cr.uid.clone() }],
             None => vec![Action::Forget],
         },
     };
-    Plan {
-        actions,
-        wait: None,
-    }
+    Plan { actions, wait: None }
 }
 
 /// Neither row nor CR: what a desktop by hand left behind when its CR was deleted goes too.
 fn collect_leftovers(view: &View<'_>) -> Plan {
-    let by_hand = |owner: &Option<Owner>| {
-        owner
-            .clone()
-            .filter(|owner| matches!(owner, Owner::Hand(_)))
-    };
+    let by_hand = |owner: &Option<Owner>| owner.clone().filter(|owner| matches!(owner, Owner::Hand(_)));
     let actions = match (&view.vm, &view.vmi) {
         (Seen::Unknown, _) | (_, Seen::Unknown) => vec![],
         (Seen::Present(vm), _) => match by_hand(&vm.owner) {
             // The Secret first: nothing would lead back to it once the VM is gone.
             Some(owner) if !vm.deleting => {
-                vec![
-                    Action::DeleteSecret { owner },
-                    Action::DeleteVm {
-                        uid: vm.uid.clone(),
-                    },
-                ]
+                vec![Action::DeleteSecret { owner }, Action::DeleteVm { uid: vm.uid.clone() }]
             }
             _ => vec![],
         },
         (Seen::Absent, Seen::Present(vmi)) if by_hand(&vmi.owner).is_some() && !vmi.deleting => {
-            vec![Action::DeleteVmi {
-                uid: vmi.uid.clone(),
-            }]
+            vec![Action::DeleteVmi { uid: vmi.uid.clone() }]
         }
         (Seen::Absent, _) => vec![Action::Forget],
     };
-    Plan {
-        actions,
-        wait: None,
-    }
+    Plan { actions, wait: None }
 }
 
 /// A CR by hand whose spec cannot be read: it says so, and nothing is made of it.
@@ -609,10 +482,7 @@ fn status(
     owner: &Owner,
 ) -> CyberdeskStatus {
     let before = &cr.status;
-    let vm = view
-        .vm
-        .present()
-        .filter(|vm| vm.owner.as_ref() == Some(owner));
+    let vm = view.vm.present().filter(|vm| vm.owner.as_ref() == Some(owner));
     let vmi = view.vmi.present().filter(|_| vm.is_some());
     let ready = vmi.is_some_and(|vmi| vmi.ready && vmi.phase == VmiPhase::Running && !vmi.deleting);
     let phase = match end {
@@ -624,11 +494,7 @@ fn status(
     };
     // Until the guest runs, KubeVirt's own words for what it waits for are all there is to say.
     let held_up = vm
-        .and_then(|vm| {
-            vm.failure
-                .clone()
-                .map(|words| ("FailedCreate".to_owned(), words))
-        })
+        .and_then(|vm| vm.failure.clone().map(|words| ("FailedCreate".to_owned(), words)))
         .or_else(|| vmi.and_then(|vmi| vmi.waiting.clone()))
         .filter(|_| !ready);
     let (why, message) = match (end, held_up) {
@@ -643,10 +509,9 @@ fn status(
         let state = if holds { "True" } else { "False" };
         let reason = why.clone().unwrap_or_else(|| format!("{phase:?}"));
         let last = before.conditions.iter().flatten().find(|c| c.type_ == kind);
-        let since = last.filter(|last| last.status == state).map_or_else(
-            || Time(whole_seconds(now)),
-            |last| last.last_transition_time.clone(),
-        );
+        let since = last
+            .filter(|last| last.status == state)
+            .map_or_else(|| Time(whole_seconds(now)), |last| last.last_transition_time.clone());
         Condition {
             type_: kind.to_owned(),
             status: state.to_owned(),
@@ -658,22 +523,14 @@ fn status(
     };
     CyberdeskStatus {
         phase: Some(phase),
-        conditions: Some(vec![
-            condition("Ready", ready && end.is_none()),
-            condition("Ended", over),
-        ]),
+        conditions: Some(vec![condition("Ready", ready && end.is_none()), condition("Ended", over)]),
         reason: why.clone(),
         message: message.clone(),
         observed_generation: Some(cr.generation),
         virtual_machine_ref: vm
-            .map(|vm| VirtualMachineRef {
-                name: view.key.vm_name(),
-                uid: vm.uid.clone(),
-            })
+            .map(|vm| VirtualMachineRef { name: view.key.vm_name(), uid: vm.uid.clone() })
             .or_else(|| before.virtual_machine_ref.clone()),
-        start_time: before
-            .start_time
-            .or_else(|| ready.then(|| whole_seconds(now))),
+        start_time: before.start_time.or_else(|| ready.then(|| whole_seconds(now))),
         expiry_time: Some(whole_seconds(expires_at)),
         node: placed.map_or_else(|| before.node.clone(), |vmi| vmi.node.clone()),
         ip: placed.map_or_else(|| before.ip.clone(), |vmi| vmi.ip.clone()),

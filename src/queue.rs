@@ -100,11 +100,7 @@ impl Core {
     /// Takes the next key to work on, if one is due. Without `makes`, only from the ends.
     pub fn take(&mut self, now: Instant, makes: bool) -> Option<(Key, Lane)> {
         while let Some((at, key)) = self.timers.first().cloned().filter(|(at, _)| *at <= now) {
-            let lane = self
-                .entries
-                .get(&key)
-                .and_then(|entry| entry.due)
-                .map_or(Lane::Makes, |(_, lane)| lane);
+            let lane = self.entries.get(&key).and_then(|entry| entry.due).map_or(Lane::Makes, |(_, lane)| lane);
             self.timers.remove(&(at, key.clone()));
             self.make_ready(&key, lane);
         }
@@ -115,10 +111,7 @@ impl Core {
                 Lane::Makes => continue,
             };
             while let Some(key) = queue.pop_front() {
-                let entry = self
-                    .entries
-                    .get_mut(&key)
-                    .filter(|entry| entry.ready == Some(lane));
+                let entry = self.entries.get_mut(&key).filter(|entry| entry.ready == Some(lane));
                 if let Some(entry) = entry {
                     entry.ready = None;
                     entry.in_flight = Some(None);
@@ -163,17 +156,12 @@ impl Core {
 
     /// Keys ready to be worked on.
     pub fn depth(&self) -> usize {
-        self.entries
-            .values()
-            .filter(|entry| entry.ready.is_some())
-            .count()
+        self.entries.values().filter(|entry| entry.ready.is_some()).count()
     }
 }
 
 fn backoff(failures: u32, jitter: f64) -> Duration {
-    let longest = FIRST_BACKOFF
-        .saturating_mul(2_u32.saturating_pow(failures))
-        .min(LONGEST_BACKOFF);
+    let longest = FIRST_BACKOFF.saturating_mul(2_u32.saturating_pow(failures)).min(LONGEST_BACKOFF);
     longest.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
 }
 

@@ -74,11 +74,9 @@ impl Reason {
     /// The phase that a desktop ends in for this reason.
     pub fn phase(self) -> Phase {
         match self {
-            Self::Requested
-            | Self::Timeout
-            | Self::RowDeleted
-            | Self::GuestShutdown
-            | Self::VmDeleted => Phase::Terminated,
+            Self::Requested | Self::Timeout | Self::RowDeleted | Self::GuestShutdown | Self::VmDeleted => {
+                Phase::Terminated
+            }
             Self::GuestCrashed
             | Self::NameTaken
             | Self::BadTemplate
@@ -115,10 +113,5 @@ impl fmt::Display for Reason {
 /// An end for this reason, decided at this instant.
 pub fn end(reason: Reason, message: Option<String>, at: Timestamp) -> End {
     let message = message.unwrap_or_else(|| reason.words().to_owned());
-    End {
-        phase: reason.phase(),
-        reason: reason.as_str().to_owned(),
-        message: Some(message),
-        at,
-    }
+    End { phase: reason.phase(), reason: reason.as_str().to_owned(), message: Some(message), at }
 }

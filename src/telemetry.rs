@@ -23,9 +23,7 @@ pub enum Format {
 pub fn start(filter: &str, format: Option<Format>) -> anyhow::Result<()> {
     let terminal = std::io::stderr().is_terminal();
     let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(filter)?)
-        .with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(EnvFilter::try_new(filter)?).with_writer(std::io::stderr);
     let started = match format {
         Format::Json => builder.json().flatten_event(true).try_init(),
         Format::Text => builder.with_target(false).with_ansi(terminal).try_init(),

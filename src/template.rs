@@ -36,10 +36,7 @@ pub struct Refusal {
 }
 
 fn bad_template(message: impl Into<String>) -> Refusal {
-    Refusal {
-        reason: Reason::BadTemplate,
-        message: message.into(),
-    }
+    Refusal { reason: Reason::BadTemplate, message: message.into() }
 }
 
 /// The objects to create for one desktop.
@@ -69,10 +66,7 @@ struct Source {
 impl Templates {
     /// Templates from files by name, as a folder or the `data` of a ConfigMap holds them. Names that
     /// end neither in `.yaml` nor in `.user-data` are no templates. VMs are made in `namespace`.
-    pub fn new<N: AsRef<str>, T: Into<String>>(
-        namespace: &str,
-        files: impl IntoIterator<Item = (N, T)>,
-    ) -> Self {
+    pub fn new<N: AsRef<str>, T: Into<String>>(namespace: &str, files: impl IntoIterator<Item = (N, T)>) -> Self {
         let mut sources: BTreeMap<String, Source> = BTreeMap::new();
         for (file, text) in files {
             if let Some(name) = file.as_ref().strip_suffix(".yaml") {
@@ -82,10 +76,7 @@ impl Templates {
             }
         }
         sources.retain(|_, source| source.vm.is_some());
-        Self {
-            namespace: namespace.to_owned(),
-            sources,
-        }
+        Self { namespace: namespace.to_owned(), sources }
     }
 
     /// The templates that ship with the binary.
@@ -94,10 +85,7 @@ impl Templates {
             namespace,
             [
                 ("default.yaml", include_str!("../templates/default.yaml")),
-                (
-                    "default.user-data",
-                    include_str!("../templates/default.user-data"),
-                ),
+                ("default.user-data", include_str!("../templates/default.user-data")),
                 ("small.yaml", include_str!("../templates/small.yaml")),
             ],
         )
@@ -123,39 +111,29 @@ impl Templates {
             ("managed_by", MANAGER.to_owned()),
         ]);
         let user_data = match &source.user_data {
-            Some(text) => render_text(text, &variables)
-                .map_err(|why| why.in_file(&format!("{name}.user-data"), text))?,
+            Some(text) => {
+                render_text(text, &variables).map_err(|why| why.in_file(&format!("{name}.user-data"), text))?
+            }
             None => String::new(),
         };
         variables.insert("user_data_base64", BASE64.encode(user_data));
 
         let file = format!("{name}.yaml");
-        let text = source
-            .vm
-            .as_deref()
-            .expect("sources without a VM are dropped when they are read");
-        let mut vm: Value = serde_saphyr::from_str(text)
-            .map_err(|error| bad_template(format!("{file} is not YAML: {error}")))?;
+        let text = source.vm.as_deref().expect("sources without a VM are dropped when they are read");
+        let mut vm: Value =
+            serde_saphyr::from_str(text).map_err(|error| bad_template(format!("{file} is not YAML: {error}")))?;
         fill(&mut vm, &variables).map_err(|why| why.in_file(&file, text))?;
 
         let labels = owner.labels(key, user);
         let hash = hash(source);
-        finish(&mut vm, key, &self.namespace, &labels, &hash)
-            .map_err(|why| bad_template(format!("{file}: {why}")))?;
-        let user_data = move_user_data(&mut vm, &key.secret_name())
-            .map_err(|why| bad_template(format!("{file}: {why}")))?;
-        Ok(Manifests {
-            vm,
-            user_data,
-            labels,
-        })
+        finish(&mut vm, key, &self.namespace, &labels, &hash).map_err(|why| bad_template(format!("{file}: {why}")))?;
+        let user_data =
+            move_user_data(&mut vm, &key.secret_name()).map_err(|why| bad_template(format!("{file}: {why}")))?;
+        Ok(Manifests { vm, user_data, labels })
     }
 
     fn choose(&self, params: Option<&Value>) -> Result<(&str, &Source), Refusal> {
-        let bad_params = |message| Refusal {
-            reason: Reason::BadParams,
-            message,
-        };
+        let bad_params = |message| Refusal { reason: Reason::BadParams, message };
         let none = Map::new();
         let params = match params {
             None | Some(Value::Null) => &none,
@@ -168,9 +146,7 @@ impl Templates {
         };
         let names = || self.sources.keys().cloned().collect::<Vec<_>>().join(", ");
         if let Some(unknown) = params.keys().find(|key| *key != "template") {
-            return Err(bad_params(format!(
-                "params: the template takes no {unknown:?}; it takes: template"
-            )));
+            return Err(bad_params(format!("params: the template takes no {unknown:?}; it takes: template")));
         }
         let name = match params.get("template") {
             None => DEFAULT,
@@ -182,19 +158,12 @@ impl Templates {
                 )));
             }
         };
-        match (
-            self.sources.get_key_value(name),
-            params.contains_key("template"),
-        ) {
+        match (self.sources.get_key_value(name), params.contains_key("template")) {
             (Some((name, source)), _) => Ok((name, source)),
-            (None, true) => Err(bad_params(format!(
-                "params.template: there is no template {name:?}; there are: {}",
-                names()
-            ))),
-            (None, false) => Err(bad_template(format!(
-                "there is no template {DEFAULT}.yaml; there are: {}",
-                names()
-            ))),
+            (None, true) => {
+                Err(bad_params(format!("params.template: there is no template {name:?}; there are: {}", names())))
+            }
+            (None, false) => Err(bad_template(format!("there is no template {DEFAULT}.yaml; there are: {}", names()))),
         }
     }
 }
@@ -205,12 +174,7 @@ fn hash(source: &Source) -> String {
         hasher.update(part.as_deref().unwrap_or_default());
         hasher.update([0]);
     }
-    hasher
-        .finalize()
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hasher.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What is wrong with one `${…}`; [`Fault::in_file`] finds the place.
@@ -239,9 +203,7 @@ fn fill(value: &mut Value, variables: &BTreeMap<&str, String>) -> Result<(), Fau
             Ok(())
         }
         Value::Array(items) => items.iter_mut().try_for_each(|item| fill(item, variables)),
-        Value::Object(fields) => fields
-            .values_mut()
-            .try_for_each(|field| fill(field, variables)),
+        Value::Object(fields) => fields.values_mut().try_for_each(|field| fill(field, variables)),
         Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
     }
 }
@@ -279,22 +241,14 @@ fn render_text(text: &str, variables: &BTreeMap<&str, String>) -> Result<String,
         template.push_str(&format!("{{parts.{}}}{{values.{name}}}", parts.len() - 1));
         parts.push(String::new());
     }
-    parts
-        .last_mut()
-        .expect("there is always a part")
-        .push_str(rest);
+    parts.last_mut().expect("there is always a part").push_str(rest);
     template.push_str(&format!("{{parts.{}}}", parts.len() - 1));
 
-    let fault = |error: tinytemplate::error::Error| Fault {
-        variable: String::new(),
-        message: error.to_string(),
-    };
+    let fault = |error: tinytemplate::error::Error| Fault { variable: String::new(), message: error.to_string() };
     let mut engine = TinyTemplate::new();
     engine.set_default_formatter(&tinytemplate::format_unescaped);
     engine.add_template("text", &template).map_err(fault)?;
-    engine
-        .render("text", &json!({ "parts": parts, "values": variables }))
-        .map_err(fault)
+    engine.render("text", &json!({ "parts": parts, "values": variables })).map_err(fault)
 }
 
 fn is_name(text: &str) -> bool {
@@ -327,41 +281,27 @@ fn finish(
     labels: &BTreeMap<String, String>,
     hash: &str,
 ) -> Result<(), String> {
-    if (vm["apiVersion"].as_str(), vm["kind"].as_str())
-        != (Some("kubevirt.io/v1"), Some("VirtualMachine"))
-    {
+    if (vm["apiVersion"].as_str(), vm["kind"].as_str()) != (Some("kubevirt.io/v1"), Some("VirtualMachine")) {
         return Err("it must be a VirtualMachine of kubevirt.io/v1".into());
     }
     let metadata = object_at(vm, &["metadata"])?;
     for forbidden in ["ownerReferences", "finalizers"] {
         if metadata.contains_key(forbidden) {
-            return Err(format!(
-                "metadata.{forbidden} is not allowed: the operator alone decides when the VM goes"
-            ));
+            return Err(format!("metadata.{forbidden} is not allowed: the operator alone decides when the VM goes"));
         }
     }
     metadata.insert("name".into(), key.vm_name().into());
     metadata.insert("namespace".into(), namespace.into());
     object_at(vm, &["metadata", "annotations"])?.insert(ANNOTATION_TEMPLATE.into(), hash.into());
-    for path in [
-        &["metadata", "labels"][..],
-        &["spec", "template", "metadata", "labels"],
-    ] {
+    for path in [&["metadata", "labels"][..], &["spec", "template", "metadata", "labels"]] {
         let fields = object_at(vm, path)?;
-        fields.extend(
-            labels
-                .iter()
-                .map(|(label, value)| (label.clone(), value.clone().into())),
-        );
+        fields.extend(labels.iter().map(|(label, value)| (label.clone(), value.clone().into())));
     }
     Ok(())
 }
 
 /// The object at this path, made where it is missing.
-fn object_at<'a>(
-    mut value: &'a mut Value,
-    path: &[&str],
-) -> Result<&'a mut Map<String, Value>, String> {
+fn object_at<'a>(mut value: &'a mut Value, path: &[&str]) -> Result<&'a mut Map<String, Value>, String> {
     for step in path {
         let Value::Object(fields) = value else {
             return Err(format!("{} must be an object", path.join(".")));
@@ -372,41 +312,30 @@ fn object_at<'a>(
         }
         value = field;
     }
-    value
-        .as_object_mut()
-        .ok_or_else(|| format!("{} must be an object", path.join(".")))
+    value.as_object_mut().ok_or_else(|| format!("{} must be an object", path.join(".")))
 }
 
 /// Moves inline cloud-init data into the Secret's data, and puts a reference to the Secret in its place.
 ///
 /// The Secret's keys are KubeVirt's: `userdata` and `networkdata` (`pkg/cloud-init/cloud-init.go`).
-fn move_user_data(
-    vm: &mut Value,
-    secret: &str,
-) -> Result<Option<BTreeMap<String, Vec<u8>>>, String> {
-    let Some(volumes) = vm
-        .pointer_mut("/spec/template/spec/volumes")
-        .and_then(Value::as_array_mut)
-    else {
+fn move_user_data(vm: &mut Value, secret: &str) -> Result<Option<BTreeMap<String, Vec<u8>>>, String> {
+    let Some(volumes) = vm.pointer_mut("/spec/template/spec/volumes").and_then(Value::as_array_mut) else {
         return Ok(None);
     };
     let mut data = BTreeMap::new();
     for source in volumes.iter_mut().flat_map(cloud_init_of) {
-        for (field, reference, key) in [
-            ("userData", "secretRef", "userdata"),
-            ("networkData", "networkDataSecretRef", "networkdata"),
-        ] {
+        for (field, reference, key) in
+            [("userData", "secretRef", "userdata"), ("networkData", "networkDataSecretRef", "networkdata")]
+        {
             let encoded = source.remove(&format!("{field}Base64"));
             let bytes = match (source.remove(field), encoded) {
                 (None, None) => continue,
                 (Some(Value::String(text)), None) => text.into_bytes(),
-                (None, Some(Value::String(text))) => BASE64
-                    .decode(text.trim())
-                    .map_err(|error| format!("{field}Base64 is not base64: {error}"))?,
+                (None, Some(Value::String(text))) => {
+                    BASE64.decode(text.trim()).map_err(|error| format!("{field}Base64 is not base64: {error}"))?
+                }
                 _ => {
-                    return Err(format!(
-                        "cloud-init takes either {field} or {field}Base64, as a string"
-                    ));
+                    return Err(format!("cloud-init takes either {field} or {field}Base64, as a string"));
                 }
             };
             if bytes.is_empty() {
@@ -425,9 +354,7 @@ fn move_user_data(
 
 fn cloud_init_of(volume: &mut Value) -> Option<&mut Map<String, Value>> {
     let fields = volume.as_object_mut()?;
-    let source = CLOUD_INIT_SOURCES
-        .into_iter()
-        .find(|source| fields.contains_key(*source))?;
+    let source = CLOUD_INIT_SOURCES.into_iter().find(|source| fields.contains_key(*source))?;
     fields.get_mut(source)?.as_object_mut()
 }
 

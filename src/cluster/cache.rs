@@ -24,12 +24,7 @@ struct State<T> {
 
 impl<T> Default for Cache<T> {
     fn default() -> Self {
-        Self {
-            state: Mutex::new(State {
-                objects: HashMap::new(),
-            }),
-            complete: watch::Sender::new(false),
-        }
+        Self { state: Mutex::new(State { objects: HashMap::new() }), complete: watch::Sender::new(false) }
     }
 }
 
@@ -71,9 +66,7 @@ impl<T: Clone + PartialEq> Cache<T> {
         let mut state = self.state();
         let first = !self.complete.send_replace(true);
         let before = std::mem::replace(&mut state.objects, objects);
-        let gone = before
-            .keys()
-            .filter(|key| !state.objects.contains_key(*key));
+        let gone = before.keys().filter(|key| !state.objects.contains_key(*key));
         let there = state
             .objects
             .iter()
@@ -85,11 +78,7 @@ impl<T: Clone + PartialEq> Cache<T> {
     /// Waits for the first complete list.
     pub async fn completed(&self) {
         // The sender is here, so it is not gone.
-        let _ = self
-            .complete
-            .subscribe()
-            .wait_for(|complete| *complete)
-            .await;
+        let _ = self.complete.subscribe().wait_for(|complete| *complete).await;
     }
 
     /// All keys.
@@ -123,32 +112,20 @@ mod tests {
         assert!(cache.put(&key("a"), 5, 50));
         assert!(!cache.put(&key("a"), 4, 40));
         assert_eq!(cache.get(&key("a")), Seen::Present(50));
-        assert!(
-            !cache.put(&key("a"), 6, 50),
-            "a version in which nothing changed for us is no news"
-        );
+        assert!(!cache.put(&key("a"), 6, 50), "a version in which nothing changed for us is no news");
     }
 
     #[test]
     fn a_list_tells_what_is_new_other_or_gone() {
         let cache = Cache::<u8>::default();
         let list = |objects: &[(&str, u8)]| {
-            objects
-                .iter()
-                .map(|(name, value)| (key(name), (u64::from(*value), *value)))
-                .collect()
+            objects.iter().map(|(name, value)| (key(name), (u64::from(*value), *value))).collect()
         };
         let sorted = |mut keys: Vec<Key>| {
             keys.sort();
             keys
         };
-        assert_eq!(
-            sorted(cache.replace(list(&[("a", 1), ("b", 1), ("c", 1)]))),
-            [key("a"), key("b"), key("c")]
-        );
-        assert_eq!(
-            sorted(cache.replace(list(&[("a", 1), ("b", 2), ("d", 1)]))),
-            [key("b"), key("c"), key("d")]
-        );
+        assert_eq!(sorted(cache.replace(list(&[("a", 1), ("b", 1), ("c", 1)]))), [key("a"), key("b"), key("c")]);
+        assert_eq!(sorted(cache.replace(list(&[("a", 1), ("b", 2), ("d", 1)]))), [key("b"), key("c"), key("d")]);
     }
 }

@@ -62,13 +62,7 @@ pub struct CrObject {
     #[serde(default)]
     status: Value,
 }
-resource!(
-    CrObject,
-    "Cyberdesk",
-    "cyberdesk.io",
-    "v1alpha1",
-    "cyberdesks"
-);
+resource!(CrObject, "Cyberdesk", "cyberdesk.io", "v1alpha1", "cyberdesks");
 
 impl Observed for CrObject {
     type Seen = Cr;
@@ -85,11 +79,7 @@ impl Observed for CrObject {
         Cr {
             uid: self.metadata.uid.clone().unwrap_or_default(),
             generation: self.metadata.generation.unwrap_or_default(),
-            created: self
-                .metadata
-                .creation_timestamp
-                .as_ref()
-                .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+            created: self.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
             owner: Owner::of(&self.metadata),
             spec,
             status: CyberdeskStatus::deserialize(&self.status).unwrap_or_default(),
@@ -110,13 +100,7 @@ pub struct VmObject {
     #[serde(default)]
     status: VmStatus,
 }
-resource!(
-    VmObject,
-    "VirtualMachine",
-    "kubevirt.io",
-    "v1",
-    "virtualmachines"
-);
+resource!(VmObject, "VirtualMachine", "kubevirt.io", "v1", "virtualmachines");
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -157,11 +141,7 @@ impl Observed for VmObject {
     }
 
     fn seen(&self) -> Vm {
-        let failure = self
-            .status
-            .conditions
-            .iter()
-            .find(|condition| condition.is("Failure", "True"));
+        let failure = self.status.conditions.iter().find(|condition| condition.is("Failure", "True"));
         Vm {
             uid: self.metadata.uid.clone().unwrap_or_default(),
             owner: Owner::of(&self.metadata),
@@ -178,11 +158,7 @@ impl Observed for VmObject {
     }
 
     fn lane(seen: &Vm) -> Lane {
-        if seen.deleting {
-            Lane::Ends
-        } else {
-            Lane::Makes
-        }
+        if seen.deleting { Lane::Ends } else { Lane::Makes }
     }
 }
 
@@ -193,13 +169,7 @@ pub struct VmiObject {
     #[serde(default)]
     status: VmiStatus,
 }
-resource!(
-    VmiObject,
-    "VirtualMachineInstance",
-    "kubevirt.io",
-    "v1",
-    "virtualmachineinstances"
-);
+resource!(VmiObject, "VirtualMachineInstance", "kubevirt.io", "v1", "virtualmachineinstances");
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -228,11 +198,7 @@ impl Observed for VmiObject {
         // `Synchronized` appears only as False, with the error; `PodScheduled` is copied while False.
         let waiting = ["Synchronized", "PodScheduled"]
             .iter()
-            .find_map(|kind| {
-                conditions
-                    .iter()
-                    .find(|condition| condition.is(kind, "False"))
-            })
+            .find_map(|kind| conditions.iter().find(|condition| condition.is(kind, "False")))
             .map(|condition| (condition.reason.clone(), condition.message.clone()));
         Vmi {
             uid: self.metadata.uid.clone().unwrap_or_default(),
@@ -247,15 +213,9 @@ impl Observed for VmiObject {
                 "Failed" => VmiPhase::Failed,
                 _ => VmiPhase::Other,
             },
-            ready: conditions
-                .iter()
-                .any(|condition| condition.is("Ready", "True")),
+            ready: conditions.iter().any(|condition| condition.is("Ready", "True")),
             node: self.status.node_name.clone(),
-            ip: self
-                .status
-                .interfaces
-                .iter()
-                .find_map(|interface| interface.ip_address.clone()),
+            ip: self.status.interfaces.iter().find_map(|interface| interface.ip_address.clone()),
             waiting,
         }
     }
@@ -274,8 +234,5 @@ impl Observed for VmiObject {
 /// Kubernetes documents them as comparable since 1.35 (KEP-5504); etcd has always given them so. What
 /// does not parse counts as newest, so that nothing is ever withheld on account of it.
 pub(super) fn version(meta: &ObjectMeta) -> u64 {
-    meta.resource_version
-        .as_deref()
-        .and_then(|version| version.parse().ok())
-        .unwrap_or(u64::MAX)
+    meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(u64::MAX)
 }

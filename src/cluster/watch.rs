@@ -29,9 +29,7 @@ where
     K: Observed + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
     let kind = K::plural(&());
-    let mut events = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS))
-        .default_backoff()
-        .boxed();
+    let mut events = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS)).default_backoff().boxed();
     let mut list = HashMap::new();
     let mut trouble = false;
     while let Some(event) = events.next().await {
@@ -97,9 +95,7 @@ pub(crate) async fn follow_templates(
             news
         });
     };
-    let config = watcher::Config::default()
-        .fields(&format!("metadata.name={TEMPLATES}"))
-        .timeout(WATCH_SECONDS);
+    let config = watcher::Config::default().fields(&format!("metadata.name={TEMPLATES}")).timeout(WATCH_SECONDS);
     let mut events = watcher(api, config).default_backoff().boxed();
     let mut found = None;
     let mut trouble = false;
@@ -114,10 +110,7 @@ pub(crate) async fn follow_templates(
                 false
             }
             Ok(Event::InitDone) => {
-                set(found.take().map_or_else(
-                    || Templates::built_in(namespace),
-                    |map| read(namespace, map),
-                ));
+                set(found.take().map_or_else(|| Templates::built_in(namespace), |map| read(namespace, map)));
                 false
             }
             Ok(Event::Apply(map)) => {

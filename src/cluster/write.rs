@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{
-    Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions,
-};
+use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ApiResource, DynamicObject};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
@@ -63,10 +61,7 @@ impl Error {
     pub fn retry_after(&self) -> Duration {
         let seconds = match self {
             Self::Call { source, .. } => match &**source {
-                kube::Error::Api(status) => status
-                    .details
-                    .as_ref()
-                    .map_or(0, |details| details.retry_after_seconds),
+                kube::Error::Api(status) => status.details.as_ref().map_or(0, |details| details.retry_after_seconds),
                 _ => 0,
             },
             Self::Deadline { .. } => 0,
@@ -109,9 +104,7 @@ pub struct Cluster {
 impl Cluster {
     /// CRs live in `namespace`, VMs, VMIs and Secrets in `vm_namespace`.
     pub fn new(client: &Client, namespace: &str, vm_namespace: &str) -> Self {
-        let raw = |resource: ApiResource, namespace: &str| {
-            Api::namespaced_with(client.clone(), namespace, &resource)
-        };
+        let raw = |resource: ApiResource, namespace: &str| Api::namespaced_with(client.clone(), namespace, &resource);
         Self {
             crs: Api::namespaced(client.clone(), namespace),
             vms: Api::namespaced(client.clone(), vm_namespace),
@@ -143,15 +136,7 @@ impl Cluster {
         spec: &CyberdeskSpec,
     ) -> Result<Created, Error> {
         let body = cr_body(key, labels, annotations, spec);
-        self.create(
-            &self.raw_crs,
-            &self.crs,
-            &self.cr_cache,
-            key,
-            key.as_str(),
-            body,
-        )
-        .await
+        self.create(&self.raw_crs, &self.crs, &self.cr_cache, key, key.as_str(), body).await
     }
 
     /// Makes labels and spec of the row's CR what the row wants.
@@ -171,13 +156,7 @@ impl Cluster {
         // With the UID, a CR that is gone is an error; without it, apply would make it again.
         body["metadata"]["uid"] = uid.into();
         let params = PatchParams::apply(MANAGER).force();
-        let object = self
-            .call(
-                "apply",
-                key,
-                self.crs.patch(key.as_str(), &params, &Patch::Apply(body)),
-            )
-            .await?;
+        let object = self.call("apply", key, self.crs.patch(key.as_str(), &params, &Patch::Apply(body))).await?;
         take_in(&self.cr_cache, key, &object);
         Ok(())
     }
@@ -187,22 +166,12 @@ impl Cluster {
     /// # Errors
     ///
     /// If it was not done; also if the CR of this UID is gone.
-    pub async fn write_cr_status(
-        &self,
-        key: &Key,
-        uid: &str,
-        status: &CyberdeskStatus,
-    ) -> Result<(), Error> {
+    pub async fn write_cr_status(&self, key: &Key, uid: &str, status: &CyberdeskStatus) -> Result<(), Error> {
         // A merge patch: what is `null` is removed. The UID cannot be changed, so another CR refuses it.
         let body = json!({ "metadata": { "uid": uid }, "status": status });
         let (params, patch) = (PatchParams::default(), Patch::Merge(body));
-        let object = self
-            .call(
-                "write the status of",
-                key,
-                self.crs.patch_status(key.as_str(), &params, &patch),
-            )
-            .await?;
+        let object =
+            self.call("write the status of", key, self.crs.patch_status(key.as_str(), &params, &patch)).await?;
         take_in(&self.cr_cache, key, &object);
         Ok(())
     }
@@ -213,8 +182,7 @@ impl Cluster {
     ///
     /// If it may still be there.
     pub async fn delete_cr(&self, key: &Key, uid: &str) -> Result<(), Error> {
-        self.delete(&self.crs, &self.cr_cache, key, key.as_str(), uid)
-            .await
+        self.delete(&self.crs, &self.cr_cache, key, key.as_str(), uid).await
     }
 
     /// Makes the Secret with the user data, then the VM.
@@ -236,21 +204,10 @@ impl Cluster {
                     annotations: Some(annotations.clone()),
                     ..ObjectMeta::default()
                 },
-                data: Some(
-                    data.iter()
-                        .map(|(name, bytes)| (name.clone(), ByteString(bytes.clone())))
-                        .collect(),
-                ),
+                data: Some(data.iter().map(|(name, bytes)| (name.clone(), ByteString(bytes.clone()))).collect()),
                 ..Secret::default()
             };
-            match self
-                .call(
-                    "create the Secret of",
-                    key,
-                    self.secrets.create(&PostParams::default(), &secret),
-                )
-                .await
-            {
+            match self.call("create the Secret of", key, self.secrets.create(&PostParams::default(), &secret)).await {
                 Ok(_) => (),
                 // Of an earlier try at the same VM: it was made from the same template, or one just edited.
                 Err(error) if error.is(409) => (),
@@ -261,15 +218,7 @@ impl Cluster {
         for (name, value) in annotations {
             body["metadata"]["annotations"][name] = value.as_str().into();
         }
-        self.create(
-            &self.raw_vms,
-            &self.vms,
-            &self.vm_cache,
-            key,
-            &key.vm_name(),
-            body,
-        )
-        .await
+        self.create(&self.raw_vms, &self.vms, &self.vm_cache, key, &key.vm_name(), body).await
     }
 
     /// Deletes the VM of this UID. KubeVirt keeps it until its guest has shut down.
@@ -278,8 +227,7 @@ impl Cluster {
     ///
     /// If the deletion was not accepted.
     pub async fn delete_vm(&self, key: &Key, uid: &str) -> Result<(), Error> {
-        self.delete(&self.vms, &self.vm_cache, key, &key.vm_name(), uid)
-            .await
+        self.delete(&self.vms, &self.vm_cache, key, &key.vm_name(), uid).await
     }
 
     /// Deletes the VMI of this UID, which its VM left behind.
@@ -288,8 +236,7 @@ impl Cluster {
     ///
     /// If the deletion was not accepted.
     pub async fn delete_vmi(&self, key: &Key, uid: &str) -> Result<(), Error> {
-        self.delete(&self.vmis, &self.vmi_cache, key, &key.vm_name(), uid)
-            .await
+        self.delete(&self.vmis, &self.vmi_cache, key, &key.vm_name(), uid).await
     }
 
     /// Deletes the Secrets of this owner: by label, so that nothing secret needs to be read.
@@ -299,14 +246,9 @@ impl Cluster {
     /// If one may still be there.
     pub async fn delete_secret(&self, key: &Key, owner: &Owner) -> Result<(), Error> {
         let mine = ListParams::default().labels(&owner.selector());
-        self.call(
-            "delete the Secret of",
-            key,
-            self.secrets
-                .delete_collection(&DeleteParams::default(), &mine),
-        )
-        .await
-        .map(drop)
+        self.call("delete the Secret of", key, self.secrets.delete_collection(&DeleteParams::default(), &mine))
+            .await
+            .map(drop)
     }
 
     /// Asks the API server, not a cache, for VM and VMI.
@@ -315,18 +257,10 @@ impl Cluster {
     ///
     /// If one of them cannot be read: then nothing is known of it.
     pub async fn look_live(&self, key: &Key) -> Result<(Seen<Vm>, Seen<Vmi>), Error> {
-        tokio::try_join!(
-            self.get(&self.vms, &self.vm_cache, key),
-            self.get(&self.vmis, &self.vmi_cache, key)
-        )
+        tokio::try_join!(self.get(&self.vms, &self.vm_cache, key), self.get(&self.vmis, &self.vmi_cache, key))
     }
 
-    async fn get<K>(
-        &self,
-        api: &Api<K>,
-        cache: &Cache<K::Seen>,
-        key: &Key,
-    ) -> Result<Seen<K::Seen>, Error>
+    async fn get<K>(&self, api: &Api<K>, cache: &Cache<K::Seen>, key: &Key) -> Result<Seen<K::Seen>, Error>
     where
         K: Observed + Clone + DeserializeOwned + Debug,
     {
@@ -357,18 +291,12 @@ impl Cluster {
         let object: DynamicObject = match serde_json::from_value(body) {
             Ok(object) => object,
             Err(error) => {
-                return Ok(Created::Refused(format!(
-                    "the manifest is no Kubernetes object: {error}"
-                )));
+                return Ok(Created::Refused(format!("the manifest is no Kubernetes object: {error}")));
             }
         };
-        match self
-            .call("create", key, raw.create(&PostParams::default(), &object))
-            .await
-        {
+        match self.call("create", key, raw.create(&PostParams::default(), &object)).await {
             Ok(made) => {
-                if let Ok(object) = serde_json::to_value(made).and_then(serde_json::from_value::<K>)
-                {
+                if let Ok(object) = serde_json::to_value(made).and_then(serde_json::from_value::<K>) {
                     take_in(cache, key, &object);
                 }
                 Ok(Created::There)
@@ -400,19 +328,14 @@ impl Cluster {
         K: Observed + Clone + DeserializeOwned + Debug,
     {
         let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: Some(uid.to_owned()),
-                resource_version: None,
-            }),
+            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
             ..DeleteParams::background()
         };
         match self.call("delete", key, api.delete(name, &params)).await {
             Ok(answer) => {
                 match answer.left() {
                     // It stays until its finalizers are done.
-                    Some(object) if object.meta().deletion_timestamp.is_some() => {
-                        take_in(cache, key, &object)
-                    }
+                    Some(object) if object.meta().deletion_timestamp.is_some() => take_in(cache, key, &object),
                     _ => drop(cache.remove(key)),
                 }
                 Ok(())
@@ -441,15 +364,8 @@ impl Cluster {
     ) -> Result<T, Error> {
         let object = || key.to_string();
         match tokio::time::timeout(CALL_DEADLINE, call).await {
-            Ok(answer) => answer.map_err(|source| Error::Call {
-                verb,
-                object: object(),
-                source: Box::new(source),
-            }),
-            Err(_) => Err(Error::Deadline {
-                verb,
-                object: object(),
-            }),
+            Ok(answer) => answer.map_err(|source| Error::Call { verb, object: object(), source: Box::new(source) }),
+            Err(_) => Err(Error::Deadline { verb, object: object() }),
         }
     }
 }

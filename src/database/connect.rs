@@ -56,9 +56,7 @@ impl Target {
         config.ssl_mode(match options.ssl_mode.as_deref() {
             Some("disable") => SslMode::Disable,
             None if local => SslMode::Disable,
-            None | Some("allow" | "prefer" | "require" | "verify-ca" | "verify-full") => {
-                SslMode::Require
-            }
+            None | Some("allow" | "prefer" | "require" | "verify-ca" | "verify-full") => SslMode::Require,
             Some(other) => {
                 bail!("it has sslmode={other}; sslmode is disable, require or verify-full")
             }
@@ -70,10 +68,7 @@ impl Target {
             .keepalives_interval(Duration::from_secs(5))
             .keepalives_retries(3)
             .tcp_user_timeout(Duration::from_secs(20));
-        Ok(Self {
-            config,
-            tls: MakeRustlsConnect::new(tls(options.ssl_root_cert.as_deref())?),
-        })
+        Ok(Self { config, tls: MakeRustlsConnect::new(tls(options.ssl_root_cert.as_deref())?) })
     }
 
     /// A connection of its own, with the connection object that must be driven.
@@ -88,9 +83,7 @@ impl Target {
             tokio_postgres::Client,
             tokio_postgres::Connection<
                 tokio_postgres::Socket,
-                <MakeRustlsConnect as tokio_postgres::tls::MakeTlsConnect<
-                    tokio_postgres::Socket,
-                >>::Stream,
+                <MakeRustlsConnect as tokio_postgres::tls::MakeTlsConnect<tokio_postgres::Socket>>::Stream,
             >,
         ),
         tokio_postgres::Error,
@@ -105,21 +98,15 @@ impl Target {
     /// Never, as long as its settings agree with each other.
     pub fn pool(&self) -> anyhow::Result<Pool> {
         // `Verified` asks before it hands a connection out: `Fast` hands out half-open ones.
-        let manager = ManagerConfig {
-            recycling_method: RecyclingMethod::Verified,
-        };
-        Pool::builder(Manager::from_config(
-            self.config.clone(),
-            self.tls.clone(),
-            manager,
-        ))
-        .max_size(POOL_SIZE)
-        .runtime(Runtime::Tokio1)
-        .wait_timeout(Some(Duration::from_secs(2)))
-        .create_timeout(Some(Duration::from_secs(5)))
-        .recycle_timeout(Some(Duration::from_secs(2)))
-        .build()
-        .context("make a connection pool")
+        let manager = ManagerConfig { recycling_method: RecyclingMethod::Verified };
+        Pool::builder(Manager::from_config(self.config.clone(), self.tls.clone(), manager))
+            .max_size(POOL_SIZE)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(Duration::from_secs(2)))
+            .create_timeout(Some(Duration::from_secs(5)))
+            .recycle_timeout(Some(Duration::from_secs(2)))
+            .build()
+            .context("make a connection pool")
     }
 }
 
@@ -145,11 +132,7 @@ fn split_options(url: &str) -> (String, Options) {
             _ => kept.push(pair),
         }
     }
-    let query = if kept.is_empty() {
-        String::new()
-    } else {
-        format!("?{}", kept.join("&"))
-    };
+    let query = if kept.is_empty() { String::new() } else { format!("?{}", kept.join("&")) };
     (format!("{base}{query}"), options)
 }
 
@@ -159,12 +142,10 @@ fn tls(authority: Option<&str>) -> anyhow::Result<ClientConfig> {
     if let Some(file) = authority {
         use rustls::pki_types::CertificateDer;
         use rustls::pki_types::pem::PemObject;
-        let certificates = CertificateDer::pem_file_iter(file)
-            .with_context(|| format!("its sslrootcert {file} cannot be read"))?;
+        let certificates =
+            CertificateDer::pem_file_iter(file).with_context(|| format!("its sslrootcert {file} cannot be read"))?;
         for certificate in certificates {
-            roots.add(certificate.with_context(|| {
-                format!("its sslrootcert {file} holds no certificates in PEM")
-            })?)?;
+            roots.add(certificate.with_context(|| format!("its sslrootcert {file} holds no certificates in PEM"))?)?;
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -181,42 +162,20 @@ mod tests {
     #[test]
     fn tls_is_required_unless_the_host_is_here_or_the_url_says_otherwise() {
         let mode = |url: &str| Target::from_url(url).expect(url).config.get_ssl_mode();
-        assert_eq!(
-            mode("postgres://u@db.example.com/postgres"),
-            SslMode::Require
-        );
-        assert_eq!(
-            mode("postgres://u@db.example.com/postgres?sslmode=prefer"),
-            SslMode::Require
-        );
-        assert_eq!(
-            mode("postgres://u@db.example.com/postgres?sslmode=disable"),
-            SslMode::Disable
-        );
-        assert_eq!(
-            mode("postgres://u@127.0.0.1:5432/postgres"),
-            SslMode::Disable
-        );
-        assert_eq!(
-            mode("postgres://u@127.0.0.1:5432/postgres?sslmode=verify-full&pgbouncer=true"),
-            SslMode::Require
-        );
+        assert_eq!(mode("postgres://u@db.example.com/postgres"), SslMode::Require);
+        assert_eq!(mode("postgres://u@db.example.com/postgres?sslmode=prefer"), SslMode::Require);
+        assert_eq!(mode("postgres://u@db.example.com/postgres?sslmode=disable"), SslMode::Disable);
+        assert_eq!(mode("postgres://u@127.0.0.1:5432/postgres"), SslMode::Disable);
+        assert_eq!(mode("postgres://u@127.0.0.1:5432/postgres?sslmode=verify-full&pgbouncer=true"), SslMode::Require);
     }
 
     #[test]
     fn an_unreadable_url_is_refused_without_showing_it() {
-        for url in [
-            "postgres://u:geheim@",
-            "mysql://u:geheim@h/d",
-            "postgres://u:geheim@h/d?sslmode=maybe",
-        ] {
+        for url in ["postgres://u:geheim@", "mysql://u:geheim@h/d", "postgres://u:geheim@h/d?sslmode=maybe"] {
             let message = format!("{:#}", Target::from_url(url).expect_err(url));
             assert!(!message.contains("geheim"), "{message}");
         }
-        let shown = format!(
-            "{:?}",
-            Target::from_url("postgres://u:geheim@h/d").expect("a URL")
-        );
+        let shown = format!("{:?}", Target::from_url("postgres://u:geheim@h/d").expect("a URL"));
         assert!(!shown.contains("geheim"), "{shown}");
     }
 }

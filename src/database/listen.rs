@@ -58,10 +58,7 @@ pub(crate) async fn run(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) {
 enum Never {}
 
 async fn listen(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) -> anyhow::Result<Never> {
-    let (client, mut connection) = target
-        .connect()
-        .await
-        .context("connect to the database to listen")?;
+    let (client, mut connection) = target.connect().await.context("connect to the database to listen")?;
     let (heard, mut heartbeats) = tokio::sync::watch::channel(String::new());
     let flags = wakeups.clone();
     // Nothing but the connection is awaited here: a listener that stops reading holds up VACUUM and
@@ -69,12 +66,8 @@ async fn listen(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) -> anyhow:
     let driver = tokio::spawn(async move {
         loop {
             match poll_fn(|cx| connection.poll_message(cx)).await {
-                Some(Ok(AsyncMessage::Notification(note))) if note.channel() == CHANNEL => {
-                    flags.look.notify_one()
-                }
-                Some(Ok(AsyncMessage::Notification(note))) => {
-                    drop(heard.send(note.payload().to_owned()))
-                }
+                Some(Ok(AsyncMessage::Notification(note))) if note.channel() == CHANNEL => flags.look.notify_one(),
+                Some(Ok(AsyncMessage::Notification(note))) => drop(heard.send(note.payload().to_owned())),
                 Some(Ok(_)) => (),
                 Some(Err(error)) => {
                     return anyhow::Error::new(error).context("the listening connection broke");
@@ -84,13 +77,10 @@ async fn listen(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) -> anyhow:
         }
     });
     let driver = AbortOnDrop(driver);
-    timeout(
-        HEARTBEAT_LIMIT,
-        client.batch_execute(&format!("listen {CHANNEL}; listen {HEARTBEAT_CHANNEL}")),
-    )
-    .await
-    .context("listen: no answer")?
-    .context("listen")?;
+    timeout(HEARTBEAT_LIMIT, client.batch_execute(&format!("listen {CHANNEL}; listen {HEARTBEAT_CHANNEL}")))
+        .await
+        .context("listen: no answer")?
+        .context("listen")?;
     // What was committed before the LISTEN took effect told nobody.
     wakeups.look.notify_one();
     let mut proven = false;
@@ -98,21 +88,12 @@ async fn listen(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) -> anyhow:
         let nonce = Uuid::new_v4().to_string();
         let sent = Instant::now();
         let beat = async {
-            let sender = pool
-                .get()
-                .await
-                .context("take a connection for the heartbeat")?;
+            let sender = pool.get().await.context("take a connection for the heartbeat")?;
             sender
-                .query_typed(
-                    "select pg_notify($1, $2)",
-                    &[(&HEARTBEAT_CHANNEL, Type::TEXT), (&nonce, Type::TEXT)],
-                )
+                .query_typed("select pg_notify($1, $2)", &[(&HEARTBEAT_CHANNEL, Type::TEXT), (&nonce, Type::TEXT)])
                 .await
                 .context("send the heartbeat")?;
-            heartbeats
-                .wait_for(|payload| *payload == nonce)
-                .await
-                .context("the listening connection ended")?;
+            heartbeats.wait_for(|payload| *payload == nonce).await.context("the listening connection ended")?;
             anyhow::Ok(())
         };
         match timeout(HEARTBEAT_LIMIT, beat).await {
@@ -124,10 +105,7 @@ async fn listen(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) -> anyhow:
                 HEARTBEAT_LIMIT.as_secs()
             ),
         }
-        debug!(
-            round_trip_ms = sent.elapsed().as_secs_f64() * 1e3,
-            "heartbeat arrived"
-        );
+        debug!(round_trip_ms = sent.elapsed().as_secs_f64() * 1e3, "heartbeat arrived");
         wakeups.alive.store(true, Ordering::Relaxed);
         if !std::mem::replace(&mut proven, true) {
             info!("notifications of the database arrive");

@@ -17,39 +17,16 @@ use tracing::{info, warn};
 /// Every migration, oldest first: version and name as in its file's name, and its text.
 pub const MIGRATIONS: &[(&str, &str, &str)] = &[
     CHECK,
-    (
-        "20261123000200",
-        "tables",
-        include_str!("../../sql/20261123000200_tables.sql"),
-    ),
-    (
-        "20261123000300",
-        "triggers",
-        include_str!("../../sql/20261123000300_triggers.sql"),
-    ),
-    (
-        "20261123000400",
-        "adopt_rows",
-        include_str!("../../sql/20261123000400_adopt_rows.sql"),
-    ),
-    (
-        "20261123000500",
-        "operator_functions",
-        include_str!("../../sql/20261123000500_operator_functions.sql"),
-    ),
-    (
-        "20261123000600",
-        "app_functions",
-        include_str!("../../sql/20261123000600_app_functions.sql"),
-    ),
+    ("20261123000200", "tables", include_str!("../../sql/20261123000200_tables.sql")),
+    ("20261123000300", "triggers", include_str!("../../sql/20261123000300_triggers.sql")),
+    ("20261123000400", "adopt_rows", include_str!("../../sql/20261123000400_adopt_rows.sql")),
+    ("20261123000500", "operator_functions", include_str!("../../sql/20261123000500_operator_functions.sql")),
+    ("20261123000600", "app_functions", include_str!("../../sql/20261123000600_app_functions.sql")),
 ];
 
 /// The first migration changes nothing, it only refuses. It is run on its own before all else, each time.
-const CHECK: (&str, &str, &str) = (
-    "20261123000100",
-    "check_the_apps_table",
-    include_str!("../../sql/20261123000100_check_the_apps_table.sql"),
-);
+const CHECK: (&str, &str, &str) =
+    ("20261123000100", "check_the_apps_table", include_str!("../../sql/20261123000100_check_the_apps_table.sql"));
 
 /// In the private schema: in `public`, PostgREST would show it to the world.
 const HISTORY: &str = "cyberdesk.refinery_schema_history";
@@ -110,10 +87,7 @@ pub enum Error {
 ///
 /// # Errors
 /// See [`Error`]; in each case running it again is safe.
-pub async fn migrate(
-    client: &mut Client,
-    operator_password: Option<&str>,
-) -> Result<Report, Error> {
+pub async fn migrate(client: &mut Client, operator_password: Option<&str>) -> Result<Report, Error> {
     // Names are written out in full, so that no search path can lead a migration astray.
     run(
         client,
@@ -121,24 +95,13 @@ pub async fn migrate(
         "set search_path = ''; set timezone = 'UTC'; set client_min_messages = warning; set statement_timeout = 0",
     )
     .await?;
-    run(
-        client,
-        "prepare the session",
-        &format!("set lock_timeout = '{TURN_TIMEOUT}'"),
-    )
-    .await?;
-    client
-        .execute("select pg_catalog.pg_advisory_lock($1)", &[&TURN])
-        .await
-        .map_err(Error::Busy)?;
+    run(client, "prepare the session", &format!("set lock_timeout = '{TURN_TIMEOUT}'")).await?;
+    client.execute("select pg_catalog.pg_advisory_lock($1)", &[&TURN]).await.map_err(Error::Busy)?;
 
     let done = in_turn(client, operator_password).await;
 
     // Best effort: the end of the session releases it too.
-    if let Err(error) = client
-        .execute("select pg_catalog.pg_advisory_unlock($1)", &[&TURN])
-        .await
-    {
+    if let Err(error) = client.execute("select pg_catalog.pg_advisory_unlock($1)", &[&TURN]).await {
         warn!(%error, "cannot release the migration lock; the end of the session will");
     }
     done
@@ -146,29 +109,14 @@ pub async fn migrate(
 
 async fn in_turn(client: &mut Client, operator_password: Option<&str>) -> Result<Report, Error> {
     let (.., check) = CHECK;
-    client.batch_execute(check).await.map_err(|source| {
-        refusal(&source).unwrap_or(Error::Statement {
-            doing: "check the app's table",
-            source,
-        })
-    })?;
-    run(
-        client,
-        "prepare the session",
-        &format!("set lock_timeout = '{LOCK_TIMEOUT}'"),
-    )
-    .await?;
-    run(
-        client,
-        "create schema cyberdesk",
-        "create schema if not exists cyberdesk",
-    )
-    .await?;
+    client
+        .batch_execute(check)
+        .await
+        .map_err(|source| refusal(&source).unwrap_or(Error::Statement { doing: "check the app's table", source }))?;
+    run(client, "prepare the session", &format!("set lock_timeout = '{LOCK_TIMEOUT}'")).await?;
+    run(client, "create schema cyberdesk", "create schema if not exists cyberdesk").await?;
 
-    let mut report = Report {
-        applied: apply(client).await?,
-        adopted_late: 0,
-    };
+    let mut report = Report { applied: apply(client).await?, adopted_late: 0 };
     loop {
         let adopted: i64 = client
             .query_one("select cyberdesk.adopt_rows($1)", &[&ADOPT_BATCH])
@@ -220,9 +168,7 @@ async fn apply(client: &mut Client) -> Result<Vec<String>, Error> {
                 tokio::time::sleep(PAUSE).await;
             }
             Some(error) => {
-                return Err(cause(&error)
-                    .and_then(refusal)
-                    .unwrap_or(Error::Apply(error)));
+                return Err(cause(&error).and_then(refusal).unwrap_or(Error::Apply(error)));
             }
         }
     }
@@ -230,10 +176,7 @@ async fn apply(client: &mut Client) -> Result<Vec<String>, Error> {
 
 async fn set_password(client: &Client, password: &str) -> Result<(), Error> {
     // Hashed here: the statement may end up in the server's log. The hash holds no quote.
-    let statement_text = format!(
-        "alter role cyberdesk_daemon password '{}'",
-        scram_sha_256(password.as_bytes())
-    );
+    let statement_text = format!("alter role cyberdesk_daemon password '{}'", scram_sha_256(password.as_bytes()));
     let mut tries = 0;
     loop {
         tries += 1;
@@ -267,13 +210,7 @@ fn refusal(error: &tokio_postgres::Error) -> Option<Error> {
 fn in_the_way(error: &refinery::Error) -> bool {
     cause(error)
         .and_then(tokio_postgres::Error::code)
-        .is_some_and(|code| {
-            [
-                SqlState::LOCK_NOT_AVAILABLE,
-                SqlState::T_R_DEADLOCK_DETECTED,
-            ]
-            .contains(code)
-        })
+        .is_some_and(|code| [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED].contains(code))
 }
 
 fn cause(error: &refinery::Error) -> Option<&tokio_postgres::Error> {
@@ -300,10 +237,7 @@ mod tests {
             .filter_map(|name| name.strip_suffix(".sql").map(str::to_owned))
             .collect();
         files.sort();
-        let listed: Vec<String> = MIGRATIONS
-            .iter()
-            .map(|(version, name, _)| format!("{version}_{name}"))
-            .collect();
+        let listed: Vec<String> = MIGRATIONS.iter().map(|(version, name, _)| format!("{version}_{name}")).collect();
         assert_eq!(files, listed);
     }
 }

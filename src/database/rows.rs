@@ -16,31 +16,21 @@ const SCAN: i32 = 5000;
 
 /// All rows that are not over.
 pub(crate) async fn live(pool: &Pool) -> anyhow::Result<Vec<Row>> {
-    read(pool, "select * from cyberdesk.live_desktops()", &[])
-        .await
-        .context("list the desktops that are not over")
+    read(pool, "select * from cyberdesk.live_desktops()", &[]).await.context("list the desktops that are not over")
 }
 
 /// The rows whose present generation nobody has acted on, oldest change first.
 pub(crate) async fn dirty(pool: &Pool) -> anyhow::Result<Vec<Row>> {
-    read(
-        pool,
-        "select * from cyberdesk.dirty_desktops($1)",
-        &[(&SCAN, Type::INT4)],
-    )
-    .await
-    .context("look for desktops that changed")
+    read(pool, "select * from cyberdesk.dirty_desktops($1)", &[(&SCAN, Type::INT4)])
+        .await
+        .context("look for desktops that changed")
 }
 
 /// Rows by id, those that are over and those whose app row was deleted included.
 pub(crate) async fn by_id(pool: &Pool, ids: &[Uuid]) -> anyhow::Result<Vec<Row>> {
-    read(
-        pool,
-        "select * from cyberdesk.desktops_by_id($1)",
-        &[(&ids, Type::UUID_ARRAY)],
-    )
-    .await
-    .context("read desktops by id")
+    read(pool, "select * from cyberdesk.desktops_by_id($1)", &[(&ids, Type::UUID_ARRAY)])
+        .await
+        .context("read desktops by id")
 }
 
 async fn read(
@@ -49,12 +39,7 @@ async fn read(
     params: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)],
 ) -> anyhow::Result<Vec<Row>> {
     let client = pool.get().await?;
-    Ok(client
-        .query_typed(statement, params)
-        .await?
-        .iter()
-        .filter_map(decode)
-        .collect())
+    Ok(client.query_typed(statement, params).await?.iter().filter_map(decode).collect())
 }
 
 /// A row that cannot be decoded is reported and left out: the others go on.
@@ -94,10 +79,7 @@ pub(crate) async fn identity(pool: &Pool) -> anyhow::Result<Uuid> {
         .query_typed("select database_id from cyberdesk.identity()", &[])
         .await
         .context("read the database's identity")?;
-    Ok(rows
-        .first()
-        .context("the database has no identity")?
-        .try_get(0)?)
+    Ok(rows.first().context("the database has no identity")?.try_get(0)?)
 }
 
 /// Reads the database's clock.
@@ -105,13 +87,7 @@ pub(crate) async fn time(pool: &Pool) -> anyhow::Result<Reading> {
     let client = pool.get().await?;
     let asked = Instant::now();
     let rows = client.query_typed("select clock_timestamp()", &[]).await?;
-    let time = rows
-        .first()
-        .context("the database's clock gave no time")?
-        .try_get(0)?;
+    let time = rows.first().context("the database's clock gave no time")?.try_get(0)?;
     // It was read somewhere between question and answer.
-    Ok(Reading {
-        time,
-        at: asked + asked.elapsed() / 2,
-    })
+    Ok(Reading { time, at: asked + asked.elapsed() / 2 })
 }

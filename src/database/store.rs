@@ -41,12 +41,7 @@ impl Store {
         let Some(id) = key.row_id() else {
             return Remembered::NotARow;
         };
-        self.state()
-            .rows
-            .get(&id)
-            .map_or(Remembered::Nothing(id), |row| {
-                Remembered::Row(Box::new(row.clone()))
-            })
+        self.state().rows.get(&id).map_or(Remembered::Nothing(id), |row| Remembered::Row(Box::new(row.clone())))
     }
 
     /// Takes in rows just read, and wakes those that are news.
@@ -54,10 +49,7 @@ impl Store {
         let mut state = self.state();
         for mut row in rows {
             // Reads may overtake each other and our own reports: a recorded VM stays recorded.
-            let known_vm = state
-                .rows
-                .get(&row.id)
-                .and_then(|known| known.vm_uid.clone());
+            let known_vm = state.rows.get(&row.id).and_then(|known| known.vm_uid.clone());
             row.vm_uid = row.vm_uid.or(known_vm);
             // What is wanted never goes back a generation.
             let news = match state.rows.get(&row.id) {
@@ -80,12 +72,7 @@ impl Store {
         self.take_in(rows, queue);
         let mut state = self.state();
         state.complete = true;
-        state
-            .rows
-            .values()
-            .filter(|row| !row.ended && !listed.contains(&row.id))
-            .map(|row| row.id)
-            .collect()
+        state.rows.values().filter(|row| !row.ended && !listed.contains(&row.id)).map(|row| row.id).collect()
     }
 
     /// Takes in what the database has confirmed of a report.
@@ -96,10 +83,7 @@ impl Store {
         };
         row.observed_generation = row.observed_generation.max(report.generation);
         row.vm_uid = row.vm_uid.take().or_else(|| report.vm_uid.clone());
-        if let Some(status) = report
-            .status
-            .filter(|_| matches!(row.status, RowStatus::Pending | RowStatus::Running))
-        {
+        if let Some(status) = report.status.filter(|_| matches!(row.status, RowStatus::Pending | RowStatus::Running)) {
             row.status = status;
         }
         if report.ended {

@@ -117,13 +117,7 @@ impl WriteBack {
     /// # Errors
     ///
     /// Only if the database says that the term is over.
-    pub async fn run(
-        &self,
-        pool: &Pool,
-        term: Term,
-        store: &Store,
-        queue: &Queue,
-    ) -> anyhow::Result<()> {
+    pub async fn run(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) -> anyhow::Result<()> {
         let mut backoff = BACKOFF.0;
         loop {
             if self.lag() == 0 {
@@ -149,13 +143,7 @@ impl WriteBack {
     }
 
     /// Writes one batch of each kind. Tells whether only busy rows are left.
-    async fn write(
-        &self,
-        pool: &Pool,
-        term: Term,
-        store: &Store,
-        queue: &Queue,
-    ) -> anyhow::Result<bool> {
+    async fn write(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) -> anyhow::Result<bool> {
         let (due, reports) = {
             let state = self.state();
             let due: Vec<Uuid> = state.expiries.iter().take(BATCH).copied().collect();
@@ -210,30 +198,17 @@ impl WriteBack {
 /// Begins a term that is greater than any that the database has seen.
 pub async fn begin_term(pool: &Pool, holder: &str) -> anyhow::Result<Term> {
     let client = pool.get().await?;
-    let rows = client
-        .query_typed("select cyberdesk.fence_epoch()", &[])
-        .await
-        .context("read the fence")?;
+    let rows = client.query_typed("select cyberdesk.fence_epoch()", &[]).await.context("read the fence")?;
     let last: i64 = rows.first().context("the fence has no epoch")?.try_get(0)?;
-    let term = Term {
-        epoch: last + 1,
-        token: Uuid::new_v4(),
-    };
+    let term = Term { epoch: last + 1, token: Uuid::new_v4() };
     let taken = client
         .query_typed(
             "select cyberdesk.acquire($1, $2, $3)",
-            &[
-                (&term.epoch, Type::INT8),
-                (&term.token, Type::UUID),
-                (&holder, Type::TEXT),
-            ],
+            &[(&term.epoch, Type::INT8), (&term.token, Type::UUID), (&holder, Type::TEXT)],
         )
         .await
         .context("take the fence")?;
-    let taken: bool = taken
-        .first()
-        .context("the fence gave no answer")?
-        .try_get(0)?;
+    let taken: bool = taken.first().context("the fence gave no answer")?.try_get(0)?;
     anyhow::ensure!(taken, "another daemon took the fence at the same time");
     Ok(term)
 }
@@ -243,32 +218,19 @@ async fn expire(pool: &Pool, term: Term, ids: &[Uuid]) -> anyhow::Result<Vec<(Uu
     let rows = client
         .query_typed(
             "select id, answer from cyberdesk.expire($1, $2, $3)",
-            &[
-                (&term.epoch, Type::INT8),
-                (&term.token, Type::UUID),
-                (&ids, Type::UUID_ARRAY),
-            ],
+            &[(&term.epoch, Type::INT8), (&term.token, Type::UUID), (&ids, Type::UUID_ARRAY)],
         )
         .await
         .context("end desktops at their deadline")?;
-    rows.iter()
-        .map(|row| Ok((row.try_get(0)?, Answer::of(row.try_get(1)?))))
-        .collect()
+    rows.iter().map(|row| Ok((row.try_get(0)?, Answer::of(row.try_get(1)?)))).collect()
 }
 
-async fn write_reports(
-    pool: &Pool,
-    term: Term,
-    reports: &[Report],
-) -> anyhow::Result<BTreeMap<Uuid, Answer>> {
+async fn write_reports(pool: &Pool, term: Term, reports: &[Report]) -> anyhow::Result<BTreeMap<Uuid, Answer>> {
     let client = pool.get().await?;
     let ids: Vec<Uuid> = reports.iter().map(|r| r.id).collect();
     let generations: Vec<i64> = reports.iter().map(|r| r.generation).collect();
     let vm_uids: Vec<Option<&str>> = reports.iter().map(|r| r.vm_uid.as_deref()).collect();
-    let statuses: Vec<Option<&str>> = reports
-        .iter()
-        .map(|r| r.status.map(RowStatus::as_str))
-        .collect();
+    let statuses: Vec<Option<&str>> = reports.iter().map(|r| r.status.map(RowStatus::as_str)).collect();
     let reasons: Vec<Option<&str>> = reports.iter().map(|r| r.reason.as_deref()).collect();
     let messages: Vec<Option<&str>> = reports.iter().map(|r| r.message.as_deref()).collect();
     let stream_urls: Vec<Option<&str>> = reports.iter().map(|_| None).collect();
@@ -291,7 +253,5 @@ async fn write_reports(
         )
         .await
         .context("write back what became of desktops")?;
-    rows.iter()
-        .map(|row| Ok((row.try_get(0)?, Answer::of(row.try_get(1)?))))
-        .collect()
+    rows.iter().map(|row| Ok((row.try_get(0)?, Answer::of(row.try_get(1)?)))).collect()
 }

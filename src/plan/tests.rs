@@ -9,10 +9,7 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 fn noon() -> Now {
-    Now {
-        database: at(0),
-        cluster: at(0),
-    }
+    Now { database: at(0), cluster: at(0) }
 }
 
 fn id() -> Uuid {
@@ -44,29 +41,15 @@ fn row() -> Row {
 
 /// A row that was told everything about the VM `vm()`.
 fn served_row() -> Row {
-    Row {
-        observed_generation: 1,
-        vm_uid: Some("vm".into()),
-        ..row()
-    }
+    Row { observed_generation: 1, vm_uid: Some("vm".into()), ..row() }
 }
 
 fn stopped_row() -> Row {
-    Row {
-        desired: Desired::Absent,
-        generation: 2,
-        reason: Some("requested".into()),
-        ..served_row()
-    }
+    Row { desired: Desired::Absent, generation: 2, reason: Some("requested".into()), ..served_row() }
 }
 
 fn ended_row() -> Row {
-    Row {
-        ended: true,
-        status: RowStatus::Terminated,
-        observed_generation: 2,
-        ..stopped_row()
-    }
+    Row { ended: true, status: RowStatus::Terminated, observed_generation: 2, ..stopped_row() }
 }
 
 fn row_cr() -> Cr {
@@ -75,23 +58,13 @@ fn row_cr() -> Cr {
         generation: 1,
         created: at(-10),
         owner: Some(Owner::Row(id())),
-        spec: Ok(CyberdeskSpec {
-            expires_at: Some(at(600)),
-            ..Default::default()
-        }),
+        spec: Ok(CyberdeskSpec { expires_at: Some(at(600)), ..Default::default() }),
         status: CyberdeskStatus::default(),
     }
 }
 
 fn hand_cr() -> Cr {
-    Cr {
-        owner: None,
-        spec: Ok(CyberdeskSpec {
-            timeout_ms: Some(600_000),
-            ..Default::default()
-        }),
-        ..row_cr()
-    }
+    Cr { owner: None, spec: Ok(CyberdeskSpec { timeout_ms: Some(600_000), ..Default::default() }), ..row_cr() }
 }
 
 fn vm() -> Vm {
@@ -124,11 +97,7 @@ fn up() -> Vmi {
 
 fn with_end(cr: Cr, reason: Reason) -> Cr {
     let end = Some(reason::end(reason, None, at(-1)));
-    let status = CyberdeskStatus {
-        end,
-        phase: Some(Phase::Stopping),
-        ..cr.status
-    };
+    let status = CyberdeskStatus { end, phase: Some(Phase::Stopping), ..cr.status };
     Cr { status, ..cr }
 }
 
@@ -146,27 +115,11 @@ struct Situation {
 
 impl Situation {
     fn of_row(row: Row, cr: Seen<Cr>, vm: Seen<Vm>, vmi: Seen<Vmi>) -> Self {
-        Self {
-            key: Key::of_row(id()),
-            row: Present(row),
-            cr,
-            vm,
-            vmi,
-            live: false,
-            refused: None,
-        }
+        Self { key: Key::of_row(id()), row: Present(row), cr, vm, vmi, live: false, refused: None }
     }
 
     fn by_hand(cr: Seen<Cr>, vm: Seen<Vm>, vmi: Seen<Vmi>) -> Self {
-        Self {
-            key: Key::new("desk"),
-            row: Absent,
-            cr,
-            vm,
-            vmi,
-            live: false,
-            refused: None,
-        }
+        Self { key: Key::new("desk"), row: Absent, cr, vm, vmi, live: false, refused: None }
     }
 
     fn live(self) -> Self {
@@ -192,23 +145,13 @@ impl Situation {
         let words = |action: &Action| match action {
             Action::WriteCrStatus { status, .. } => {
                 let why = status.reason.as_deref().map(|why| format!("({why})"));
-                format!(
-                    "say {:?}{}",
-                    status.phase.expect("a phase"),
-                    why.unwrap_or_default()
-                )
+                format!("say {:?}{}", status.phase.expect("a phase"), why.unwrap_or_default())
             }
             Action::Report(report) if report.ended => {
                 let status = report.status.map(RowStatus::as_str).unwrap_or_default();
-                format!(
-                    "report over {status}({})",
-                    report.reason.as_deref().unwrap_or_default()
-                )
+                format!("report over {status}({})", report.reason.as_deref().unwrap_or_default())
             }
-            Action::Report(Report {
-                status: Some(status),
-                ..
-            }) => format!("report {}", status.as_str()),
+            Action::Report(Report { status: Some(status), .. }) => format!("report {}", status.as_str()),
             Action::Report(_) => "report seen".into(),
             Action::CreateCr { .. } => "create CR".into(),
             Action::ApplyCr { .. } => "apply CR".into(),
@@ -221,12 +164,7 @@ impl Situation {
             Action::Expire(_) => "expire".into(),
             Action::Forget => "forget".into(),
         };
-        self.plan()
-            .actions
-            .iter()
-            .map(words)
-            .collect::<Vec<_>>()
-            .join(", ")
+        self.plan().actions.iter().map(words).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -235,109 +173,40 @@ use Seen::{Absent, Present, Unknown};
 #[test]
 fn each_situation_of_a_row_has_its_next_steps() {
     let row_ = Situation::of_row;
-    let deleting = |vm: Vm| Vm {
-        deleting: true,
-        ..vm
-    };
-    let foreign = || Vm {
-        owner: None,
-        ..vm()
-    };
-    let late = || Vm {
-        uid: "late".into(),
-        ..vm()
-    };
-    let rerun = || Vm {
-        run_strategy: RunStrategy::RerunOnFailure,
-        ..vm()
-    };
-    let always = || Vm {
-        run_strategy: RunStrategy::Always,
-        ..vm()
-    };
+    let deleting = |vm: Vm| Vm { deleting: true, ..vm };
+    let foreign = || Vm { owner: None, ..vm() };
+    let late = || Vm { uid: "late".into(), ..vm() };
+    let rerun = || Vm { run_strategy: RunStrategy::RerunOnFailure, ..vm() };
+    let always = || Vm { run_strategy: RunStrategy::Always, ..vm() };
     let has_run = || {
         let mut cr = row_cr();
         cr.status.start_time = Some(at(-5));
         cr
     };
-    let due = || Row {
-        expires_at: at(0),
-        ..served_row()
-    };
-    let running = || Row {
-        status: RowStatus::Running,
-        ..served_row()
-    };
-    let truncated = || Row {
-        exists: false,
-        ..row()
-    };
-    let extended = || Row {
-        expires_at: at(900),
-        generation: 2,
-        ..running()
-    };
-    let gone = |vmi: Vmi| Vmi {
-        deleting: true,
-        ..vmi
-    };
+    let due = || Row { expires_at: at(0), ..served_row() };
+    let running = || Row { status: RowStatus::Running, ..served_row() };
+    let truncated = || Row { exists: false, ..row() };
+    let extended = || Row { expires_at: at(900), generation: 2, ..running() };
+    let gone = |vmi: Vmi| Vmi { deleting: true, ..vmi };
 
     let cases = [
         // Nothing follows from what could not be seen.
-        (
-            "a CR that could not be seen",
-            row_(row(), Unknown, Absent, Absent),
-            "",
-        ),
-        (
-            "a VM that could not be seen",
-            row_(row(), Present(row_cr()), Unknown, Absent),
-            "",
-        ),
-        (
-            "a VMI that could not be seen",
-            row_(stopped_row(), Absent, Absent, Unknown),
-            "",
-        ),
-        (
-            "a row that went without its trigger",
-            row_(truncated(), Absent, Absent, Absent),
-            "",
-        ),
+        ("a CR that could not be seen", row_(row(), Unknown, Absent, Absent), ""),
+        ("a VM that could not be seen", row_(row(), Present(row_cr()), Unknown, Absent), ""),
+        ("a VMI that could not be seen", row_(stopped_row(), Absent, Absent, Unknown), ""),
+        ("a row that went without its trigger", row_(truncated(), Absent, Absent, Absent), ""),
         // It comes to be.
-        (
-            "a new row",
-            row_(row(), Absent, Absent, Absent),
-            "create CR, create VM",
-        ),
-        (
-            "a crash after the CR",
-            row_(row(), Present(row_cr()), Absent, Absent),
-            "create VM",
-        ),
-        (
-            "a crash after the VM",
-            row_(row(), Present(row_cr()), Present(vm()), Absent),
-            "say Starting, report seen",
-        ),
+        ("a new row", row_(row(), Absent, Absent, Absent), "create CR, create VM"),
+        ("a crash after the CR", row_(row(), Present(row_cr()), Absent, Absent), "create VM"),
+        ("a crash after the VM", row_(row(), Present(row_cr()), Present(vm()), Absent), "say Starting, report seen"),
         (
             "a guest that boots",
-            row_(
-                served_row(),
-                Present(row_cr()),
-                Present(vm()),
-                Present(vmi(VmiPhase::Running, false)),
-            ),
+            row_(served_row(), Present(row_cr()), Present(vm()), Present(vmi(VmiPhase::Running, false))),
             "say Starting",
         ),
         (
             "a guest that is ready",
-            row_(
-                served_row(),
-                Present(row_cr()),
-                Present(vm()),
-                Present(up()),
-            ),
+            row_(served_row(), Present(row_cr()), Present(vm()), Present(up())),
             "say Running, report running",
         ),
         (
@@ -350,11 +219,7 @@ fn each_situation_of_a_row_has_its_next_steps() {
             row_(extended(), Present(row_cr()), Present(vm()), Present(up())),
             "apply CR, say Running, report seen",
         ),
-        (
-            "somebody deleted the CR",
-            row_(running(), Absent, Present(vm()), Present(up())),
-            "create CR",
-        ),
+        ("somebody deleted the CR", row_(running(), Absent, Present(vm()), Present(up())), "create CR"),
         (
             "a CR of the old gateway",
             row_(running(), Present(hand_cr()), Present(vm()), Present(up())),
@@ -368,93 +233,48 @@ fn each_situation_of_a_row_has_its_next_steps() {
         ),
         (
             "the name is taken, for sure",
-            row_(
-                row(),
-                Present(with_end(row_cr(), Reason::NameTaken)),
-                Present(foreign()),
-                Absent,
-            )
-            .live(),
+            row_(row(), Present(with_end(row_cr(), Reason::NameTaken)), Present(foreign()), Absent).live(),
             "delete Secret, report over error(name-taken)",
         ),
         (
             "params that nobody takes",
-            row_(
-                Row {
-                    params: Some(serde_json::json!({"gpu": 8})),
-                    ..row()
-                },
-                Present(row_cr()),
-                Absent,
-                Absent,
-            ),
+            row_(Row { params: Some(serde_json::json!({"gpu": 8})), ..row() }, Present(row_cr()), Absent, Absent),
             "say Stopping(bad-params), look live",
         ),
         (
             "the API server refused the VM",
-            Situation {
-                refused: Some("no"),
-                ..row_(row(), Present(row_cr()), Absent, Absent)
-            },
+            Situation { refused: Some("no"), ..row_(row(), Present(row_cr()), Absent, Absent) },
             "say Stopping(refused), look live",
         ),
         (
             "an end must have its CR to stand in",
-            Situation {
-                refused: Some("no"),
-                ..row_(row(), Absent, Absent, Absent)
-            },
+            Situation { refused: Some("no"), ..row_(row(), Absent, Absent, Absent) },
             "create CR",
         ),
         // It ends by what the cluster says.
         (
             "the guest powered off",
-            row_(
-                running(),
-                Present(row_cr()),
-                Present(vm()),
-                Present(vmi(VmiPhase::Succeeded, false)),
-            ),
+            row_(running(), Present(row_cr()), Present(vm()), Present(vmi(VmiPhase::Succeeded, false))),
             "say Stopping(guest-shutdown), delete vm",
         ),
         (
             "the guest crashed",
-            row_(
-                running(),
-                Present(row_cr()),
-                Present(vm()),
-                Present(vmi(VmiPhase::Failed, false)),
-            ),
+            row_(running(), Present(row_cr()), Present(vm()), Present(vmi(VmiPhase::Failed, false))),
             "say Stopping(guest-crashed), delete vm",
         ),
         (
             "the VMI is being restarted",
-            row_(
-                running(),
-                Present(row_cr()),
-                Present(vm()),
-                Present(gone(vmi(VmiPhase::Failed, false))),
-            ),
+            row_(running(), Present(row_cr()), Present(vm()), Present(gone(vmi(VmiPhase::Failed, false)))),
             "say Starting",
         ),
         (
             "a crash that KubeVirt restarts",
-            row_(
-                running(),
-                Present(row_cr()),
-                Present(rerun()),
-                Present(vmi(VmiPhase::Failed, false)),
-            ),
+            row_(running(), Present(row_cr()), Present(rerun()), Present(vmi(VmiPhase::Failed, false))),
             "say Starting",
         ),
         (
             "a power-off that KubeVirt does not restart",
-            row_(
-                running(),
-                Present(row_cr()),
-                Present(rerun()),
-                Present(gone(vmi(VmiPhase::Succeeded, false))),
-            ),
+            row_(running(), Present(row_cr()), Present(rerun()), Present(gone(vmi(VmiPhase::Succeeded, false)))),
             "say Stopping(guest-shutdown), delete vm",
         ),
         (
@@ -469,43 +289,20 @@ fn each_situation_of_a_row_has_its_next_steps() {
         ),
         (
             "between two VMIs",
-            row_(
-                running(),
-                Present(has_run()),
-                Present(Vm {
-                    restart_pending: true,
-                    ..rerun()
-                }),
-                Absent,
-            )
-            .live(),
+            row_(running(), Present(has_run()), Present(Vm { restart_pending: true, ..rerun() }), Absent).live(),
             "say Starting",
         ),
         (
             "a power-off under Always",
-            row_(
-                running(),
-                Present(row_cr()),
-                Present(always()),
-                Present(vmi(VmiPhase::Succeeded, false)),
-            ),
+            row_(running(), Present(row_cr()), Present(always()), Present(vmi(VmiPhase::Succeeded, false))),
             "say Starting",
         ),
         (
             "somebody deletes the VM",
-            row_(
-                running(),
-                Present(row_cr()),
-                Present(deleting(vm())),
-                Present(up()),
-            ),
+            row_(running(), Present(row_cr()), Present(deleting(vm())), Present(up())),
             "say Stopping(vm-deleted)",
         ),
-        (
-            "the VM seems to be gone",
-            row_(running(), Present(row_cr()), Absent, Absent),
-            "look live",
-        ),
+        ("the VM seems to be gone", row_(running(), Present(row_cr()), Absent, Absent), "look live"),
         (
             "the VM is gone",
             row_(running(), Present(row_cr()), Absent, Absent).live(),
@@ -517,46 +314,20 @@ fn each_situation_of_a_row_has_its_next_steps() {
             "say Stopping(vm-deleted), delete late",
         ),
         // It ends by the row.
-        (
-            "the deadline",
-            row_(due(), Present(row_cr()), Present(vm()), Present(up())),
-            "expire",
-        ),
+        ("the deadline", row_(due(), Present(row_cr()), Present(vm()), Present(up())), "expire"),
         (
             "a shutdown was requested",
-            row_(
-                stopped_row(),
-                Present(row_cr()),
-                Present(vm()),
-                Present(up()),
-            ),
+            row_(stopped_row(), Present(row_cr()), Present(vm()), Present(up())),
             "say Stopping(requested), delete vm",
         ),
         (
             "the VM takes its time",
-            row_(
-                stopped_row(),
-                Present(with_end(row_cr(), Reason::Requested)),
-                Present(deleting(vm())),
-                Present(up()),
-            ),
+            row_(stopped_row(), Present(with_end(row_cr(), Reason::Requested)), Present(deleting(vm())), Present(up())),
             "say Stopping(requested)",
         ),
-        (
-            "the VM left its VMI behind",
-            row_(stopped_row(), Absent, Absent, Present(up())),
-            "delete vmi",
-        ),
-        (
-            "the VMI takes its time",
-            row_(stopped_row(), Absent, Absent, Present(gone(up()))),
-            "",
-        ),
-        (
-            "it seems to be over",
-            row_(stopped_row(), Absent, Absent, Absent),
-            "look live",
-        ),
+        ("the VM left its VMI behind", row_(stopped_row(), Absent, Absent, Present(up())), "delete vmi"),
+        ("the VMI takes its time", row_(stopped_row(), Absent, Absent, Present(gone(up()))), ""),
+        ("it seems to be over", row_(stopped_row(), Absent, Absent, Absent), "look live"),
         (
             "it is over",
             row_(stopped_row(), Absent, Absent, Absent).live(),
@@ -564,64 +335,24 @@ fn each_situation_of_a_row_has_its_next_steps() {
         ),
         (
             "the app wrote error",
-            row_(
-                Row {
-                    status: RowStatus::Error,
-                    ..stopped_row()
-                },
-                Absent,
-                Absent,
-                Absent,
-            )
-            .live(),
+            row_(Row { status: RowStatus::Error, ..stopped_row() }, Absent, Absent, Absent).live(),
             "delete Secret, report over error(requested)",
         ),
         (
             "the first cause counts",
-            row_(
-                stopped_row(),
-                Present(with_end(row_cr(), Reason::GuestCrashed)),
-                Absent,
-                Absent,
-            )
-            .live(),
+            row_(stopped_row(), Present(with_end(row_cr(), Reason::GuestCrashed)), Absent, Absent).live(),
             "delete Secret, report over error(guest-crashed)",
         ),
         (
             "a stranger's VM of our name stays",
-            row_(
-                stopped_row(),
-                Absent,
-                Present(foreign()),
-                Present(Vmi {
-                    owner: None,
-                    ..up()
-                }),
-            )
-            .live(),
+            row_(stopped_row(), Absent, Present(foreign()), Present(Vmi { owner: None, ..up() })).live(),
             "delete Secret, report over terminated(requested)",
         ),
         // It is over.
-        (
-            "the CR is released",
-            row_(ended_row(), Present(row_cr()), Absent, Absent),
-            "delete CR",
-        ),
-        (
-            "nothing is left",
-            row_(ended_row(), Absent, Absent, Absent),
-            "forget",
-        ),
-        (
-            "a create landed late",
-            row_(ended_row(), Absent, Present(vm()), Absent),
-            "delete Secret, delete vm",
-        ),
-        (
-            "a stranger's VM of its name",
-            row_(ended_row(), Absent, Present(foreign()), Absent),
-            "forget",
-        ),
+        ("the CR is released", row_(ended_row(), Present(row_cr()), Absent, Absent), "delete CR"),
+        ("nothing is left", row_(ended_row(), Absent, Absent, Absent), "forget"),
+        ("a create landed late", row_(ended_row(), Absent, Present(vm()), Absent), "delete Secret, delete vm"),
+        ("a stranger's VM of its name", row_(ended_row(), Absent, Present(foreign()), Absent), "forget"),
     ];
     for (case, situation, wanted) in cases {
         assert_eq!(situation.told(), wanted, "{case}");
@@ -631,60 +362,22 @@ fn each_situation_of_a_row_has_its_next_steps() {
 #[test]
 fn each_situation_of_a_cr_by_hand_has_its_next_steps() {
     let hand = Situation::by_hand;
-    let vm = || Vm {
-        owner: Some(Owner::Hand("cr".into())),
-        ..vm()
-    };
-    let up = || Vmi {
-        owner: Some(Owner::Hand("cr".into())),
-        ..up()
-    };
-    let due = || Cr {
-        created: at(-600),
-        ..hand_cr()
-    };
-    let unreadable = || Cr {
-        spec: Err("spec: invalid type".into()),
-        ..hand_cr()
-    };
+    let vm = || Vm { owner: Some(Owner::Hand("cr".into())), ..vm() };
+    let up = || Vmi { owner: Some(Owner::Hand("cr".into())), ..up() };
+    let due = || Cr { created: at(-600), ..hand_cr() };
+    let unreadable = || Cr { spec: Err("spec: invalid type".into()), ..hand_cr() };
     let recorded = || {
         let mut cr = hand_cr();
-        cr.status.virtual_machine_ref = Some(VirtualMachineRef {
-            name: "cyberdesk-desk".into(),
-            uid: "vm".into(),
-        });
+        cr.status.virtual_machine_ref = Some(VirtualMachineRef { name: "cyberdesk-desk".into(), uid: "vm".into() });
         cr
     };
-    let of_the_last_one = || Vm {
-        owner: Some(Owner::Hand("older".into())),
-        ..vm()
-    };
+    let of_the_last_one = || Vm { owner: Some(Owner::Hand("older".into())), ..vm() };
     let cases = [
-        (
-            "a new CR",
-            hand(Present(hand_cr()), Absent, Absent),
-            "create VM",
-        ),
-        (
-            "its guest is ready",
-            hand(Present(hand_cr()), Present(vm()), Present(up())),
-            "say Running",
-        ),
-        (
-            "its deadline",
-            hand(Present(due()), Present(vm()), Present(up())),
-            "say Stopping(timeout), delete vm",
-        ),
-        (
-            "it seems to be over",
-            hand(Present(due()), Absent, Absent),
-            "say Stopping(timeout), look live",
-        ),
-        (
-            "it is over",
-            hand(Present(due()), Absent, Absent).live(),
-            "delete Secret, say Terminated(timeout)",
-        ),
+        ("a new CR", hand(Present(hand_cr()), Absent, Absent), "create VM"),
+        ("its guest is ready", hand(Present(hand_cr()), Present(vm()), Present(up())), "say Running"),
+        ("its deadline", hand(Present(due()), Present(vm()), Present(up())), "say Stopping(timeout), delete vm"),
+        ("it seems to be over", hand(Present(due()), Absent, Absent), "say Stopping(timeout), look live"),
+        ("it is over", hand(Present(due()), Absent, Absent).live(), "delete Secret, say Terminated(timeout)"),
         (
             "its VM is gone",
             hand(Present(recorded()), Absent, Absent).live(),
@@ -695,43 +388,16 @@ fn each_situation_of_a_cr_by_hand_has_its_next_steps() {
             hand(Present(unreadable()), Absent, Absent).live(),
             "delete Secret, say Error(bad-spec)",
         ),
-        (
-            "it was deleted",
-            hand(Absent, Present(vm()), Present(up())),
-            "delete Secret, delete vm",
-        ),
-        (
-            "it was deleted, and the VM left its VMI",
-            hand(Absent, Absent, Present(up())),
-            "delete vmi",
-        ),
+        ("it was deleted", hand(Absent, Present(vm()), Present(up())), "delete Secret, delete vm"),
+        ("it was deleted, and the VM left its VMI", hand(Absent, Absent, Present(up())), "delete vmi"),
         (
             "it was deleted and applied anew",
             hand(Present(hand_cr()), Present(of_the_last_one()), Absent),
             "delete vm, say Pending",
         ),
-        (
-            "of a database that does not know it",
-            hand(Present(row_cr()), Present(super::tests::vm()), Absent),
-            "",
-        ),
-        (
-            "a VM made for a row that nobody knows",
-            hand(Absent, Present(super::tests::vm()), Absent),
-            "",
-        ),
-        (
-            "a stranger's VM",
-            hand(
-                Absent,
-                Present(Vm {
-                    owner: None,
-                    ..vm()
-                }),
-                Absent,
-            ),
-            "",
-        ),
+        ("of a database that does not know it", hand(Present(row_cr()), Present(super::tests::vm()), Absent), ""),
+        ("a VM made for a row that nobody knows", hand(Absent, Present(super::tests::vm()), Absent), ""),
+        ("a stranger's VM", hand(Absent, Present(Vm { owner: None, ..vm() }), Absent), ""),
     ];
     for (case, situation, wanted) in cases {
         assert_eq!(situation.told(), wanted, "{case}");
@@ -740,10 +406,7 @@ fn each_situation_of_a_cr_by_hand_has_its_next_steps() {
 
 #[test]
 fn the_database_away_stops_rows_and_nothing_else() {
-    let row = Situation {
-        row: Unknown,
-        ..Situation::of_row(row(), Present(row_cr()), Present(vm()), Absent)
-    };
+    let row = Situation { row: Unknown, ..Situation::of_row(row(), Present(row_cr()), Present(vm()), Absent) };
     assert_eq!(row.told(), "");
 }
 
@@ -751,25 +414,10 @@ fn the_database_away_stops_rows_and_nothing_else() {
 fn a_desktop_is_looked_at_again_at_its_deadline() {
     let wait = |situation: Situation| situation.plan().wait;
     let ten_minutes = Some(Duration::from_secs(600));
-    assert_eq!(
-        wait(Situation::of_row(row(), Absent, Absent, Absent)),
-        ten_minutes
-    );
-    let by_hand = Cr {
-        created: at(0),
-        ..hand_cr()
-    };
-    assert_eq!(
-        wait(Situation::by_hand(Present(by_hand), Absent, Absent)),
-        ten_minutes
-    );
-    let huge = Cr {
-        spec: Ok(CyberdeskSpec {
-            timeout_ms: Some(i64::MAX),
-            ..Default::default()
-        }),
-        ..hand_cr()
-    };
+    assert_eq!(wait(Situation::of_row(row(), Absent, Absent, Absent)), ten_minutes);
+    let by_hand = Cr { created: at(0), ..hand_cr() };
+    assert_eq!(wait(Situation::by_hand(Present(by_hand), Absent, Absent)), ten_minutes);
+    let huge = Cr { spec: Ok(CyberdeskSpec { timeout_ms: Some(i64::MAX), ..Default::default() }), ..hand_cr() };
     assert!(wait(Situation::by_hand(Present(huge), Absent, Absent)) > ten_minutes);
 }
 
@@ -778,48 +426,17 @@ fn every_situation() -> Vec<Situation> {
     let rows = [
         row(),
         served_row(),
-        Row {
-            status: RowStatus::Running,
-            ..served_row()
-        },
-        Row {
-            vm_uid: Some("another".into()),
-            ..served_row()
-        },
-        Row {
-            expires_at: at(0),
-            ..served_row()
-        },
-        Row {
-            expires_at: at(0),
-            ..row()
-        },
-        Row {
-            generation: 2,
-            expires_at: at(900),
-            ..served_row()
-        },
-        Row {
-            params: Some(serde_json::json!([])),
-            ..row()
-        },
-        Row {
-            exists: false,
-            ..row()
-        },
+        Row { status: RowStatus::Running, ..served_row() },
+        Row { vm_uid: Some("another".into()), ..served_row() },
+        Row { expires_at: at(0), ..served_row() },
+        Row { expires_at: at(0), ..row() },
+        Row { generation: 2, expires_at: at(900), ..served_row() },
+        Row { params: Some(serde_json::json!([])), ..row() },
+        Row { exists: false, ..row() },
         stopped_row(),
-        Row {
-            vm_uid: None,
-            ..stopped_row()
-        },
-        Row {
-            status: RowStatus::Error,
-            ..stopped_row()
-        },
-        Row {
-            exists: false,
-            ..stopped_row()
-        },
+        Row { vm_uid: None, ..stopped_row() },
+        Row { status: RowStatus::Error, ..stopped_row() },
+        Row { exists: false, ..stopped_row() },
         ended_row(),
     ];
     let with_status = |cr: Cr, change: fn(&mut CyberdeskStatus)| {
@@ -828,40 +445,19 @@ fn every_situation() -> Vec<Situation> {
         cr
     };
     let mut crs = vec![Unknown, Absent];
-    for cr in [
-        row_cr(),
-        hand_cr(),
-        Cr {
-            spec: Err("odd".into()),
-            ..hand_cr()
-        },
-        Cr {
-            created: at(-900),
-            ..hand_cr()
-        },
-    ] {
+    for cr in [row_cr(), hand_cr(), Cr { spec: Err("odd".into()), ..hand_cr() }, Cr { created: at(-900), ..hand_cr() }]
+    {
         crs.push(Present(with_end(cr.clone(), Reason::GuestCrashed)));
+        crs.push(Present(with_status(cr.clone(), |status| status.start_time = Some(at(-5)))));
         crs.push(Present(with_status(cr.clone(), |status| {
-            status.start_time = Some(at(-5))
+            status.virtual_machine_ref = Some(VirtualMachineRef { name: "cyberdesk-x".into(), uid: "vm".into() });
         })));
-        crs.push(Present(with_status(cr.clone(), |status| {
-            status.virtual_machine_ref = Some(VirtualMachineRef {
-                name: "cyberdesk-x".into(),
-                uid: "vm".into(),
-            });
+        crs.push(Present(with_status(with_end(cr.clone(), Reason::Timeout), |status| {
+            status.phase = Some(Phase::Terminated)
         })));
-        crs.push(Present(with_status(
-            with_end(cr.clone(), Reason::Timeout),
-            |status| status.phase = Some(Phase::Terminated),
-        )));
         crs.push(Present(cr));
     }
-    let owners = [
-        None,
-        Some(Owner::Row(id())),
-        Some(Owner::Hand("cr".into())),
-        Some(Owner::Hand("older".into())),
-    ];
+    let owners = [None, Some(Owner::Row(id())), Some(Owner::Hand("cr".into())), Some(Owner::Hand("older".into()))];
     let mut vms = vec![Unknown, Absent];
     let mut vmis = vec![Unknown, Absent];
     for owner in owners {
@@ -873,13 +469,7 @@ fn every_situation() -> Vec<Situation> {
             (RunStrategy::RerunOnFailure, true, false),
             (RunStrategy::Other, false, false),
         ] {
-            vms.push(Present(Vm {
-                owner: owner.clone(),
-                run_strategy,
-                restart_pending,
-                deleting,
-                ..vm()
-            }));
+            vms.push(Present(Vm { owner: owner.clone(), run_strategy, restart_pending, deleting, ..vm() }));
         }
         for (phase, ready, deleting) in [
             (VmiPhase::Pending, false, false),
@@ -891,11 +481,7 @@ fn every_situation() -> Vec<Situation> {
             (VmiPhase::Failed, false, true),
         ] {
             let owner = owner.clone();
-            vmis.push(Present(Vmi {
-                owner,
-                deleting,
-                ..vmi(phase, ready)
-            }));
+            vmis.push(Present(Vmi { owner, deleting, ..vmi(phase, ready) }));
         }
     }
     let mut all = vec![];
@@ -903,21 +489,9 @@ fn every_situation() -> Vec<Situation> {
         for cr in &crs {
             for vm in &vms {
                 for vmi in &vmis {
-                    let key = if row == Absent {
-                        Key::new("desk")
-                    } else {
-                        Key::of_row(id())
-                    };
+                    let key = if row == Absent { Key::new("desk") } else { Key::of_row(id()) };
                     let (row, cr, vm, vmi) = (row.clone(), cr.clone(), vm.clone(), vmi.clone());
-                    all.push(Situation {
-                        key,
-                        row,
-                        cr,
-                        vm,
-                        vmi,
-                        live: false,
-                        refused: None,
-                    });
+                    all.push(Situation { key, row, cr, vm, vmi, live: false, refused: None });
                 }
             }
         }
@@ -932,35 +506,21 @@ fn no_view_leads_to_what_must_never_happen() {
             let Plan { actions, .. } = situation.plan();
             let row = situation.row.present();
             let blind_vm = situation.vm == Unknown || situation.vmi == Unknown;
-            let mut end_is_written = situation
-                .cr
-                .present()
-                .is_some_and(|cr| cr.status.end.is_some());
+            let mut end_is_written = situation.cr.present().is_some_and(|cr| cr.status.end.is_some());
             for action in &actions {
                 match action {
                     Action::WriteCrStatus { status, .. } => end_is_written |= status.end.is_some(),
                     Action::CreateVm { .. } => {
-                        assert_eq!(
-                            situation.vm, Absent,
-                            "a VM is made only where none was seen: {situation:?}"
-                        );
+                        assert_eq!(situation.vm, Absent, "a VM is made only where none was seen: {situation:?}");
                         assert!(!blind_vm, "on what could not be seen: {situation:?}");
                         assert!(
-                            row.is_none_or(|row| row.desired == Desired::Present
-                                && !row.ended
-                                && row.vm_uid.is_none()),
+                            row.is_none_or(|row| row.desired == Desired::Present && !row.ended && row.vm_uid.is_none()),
                             "a row that is stopped, over or was served gets no VM: {situation:?}"
                         );
                     }
                     Action::DeleteVm { .. } => {
-                        let vm = situation
-                            .vm
-                            .present()
-                            .expect("only a VM that was seen is deleted");
-                        assert!(
-                            vm.owner.is_some(),
-                            "a stranger's VM is never touched: {situation:?}"
-                        );
+                        let vm = situation.vm.present().expect("only a VM that was seen is deleted");
+                        assert!(vm.owner.is_some(), "a stranger's VM is never touched: {situation:?}");
                         if let Some(row) = row {
                             assert_eq!(vm.owner, Some(Owner::Row(row.id)), "{situation:?}");
                             assert!(
@@ -970,30 +530,19 @@ fn no_view_leads_to_what_must_never_happen() {
                         }
                     }
                     Action::DeleteVmi { .. } => {
-                        assert!(
-                            situation
-                                .vmi
-                                .present()
-                                .is_some_and(|vmi| vmi.owner.is_some()),
-                            "{situation:?}"
-                        );
+                        assert!(situation.vmi.present().is_some_and(|vmi| vmi.owner.is_some()), "{situation:?}");
                     }
                     Action::Report(report) => {
                         let row = row.expect("only rows are reported of");
                         if report.ended {
-                            assert!(
-                                situation.live && !blind_vm,
-                                "over only after a live look: {situation:?}"
-                            );
+                            assert!(situation.live && !blind_vm, "over only after a live look: {situation:?}");
                             let ours = |owner: &Option<Owner>| *owner == Some(Owner::Row(row.id));
+                            assert!(situation.vm.present().is_none_or(|vm| !ours(&vm.owner)), "{situation:?}");
                             assert!(
-                                situation.vm.present().is_none_or(|vm| !ours(&vm.owner)),
-                                "{situation:?}"
-                            );
-                            assert!(
-                                situation.vmi.present().is_none_or(
-                                    |vmi| !ours(&vmi.owner) || situation.vm.present().is_some()
-                                ),
+                                situation
+                                    .vmi
+                                    .present()
+                                    .is_none_or(|vmi| !ours(&vmi.owner) || situation.vm.present().is_some()),
                                 "{situation:?}"
                             );
                         } else {
@@ -1004,10 +553,7 @@ fn no_view_leads_to_what_must_never_happen() {
                             );
                         }
                         assert!(
-                            !matches!(
-                                report.status,
-                                Some(RowStatus::Pending | RowStatus::Completed)
-                            ),
+                            !matches!(report.status, Some(RowStatus::Pending | RowStatus::Completed)),
                             "{situation:?}"
                         );
                     }
@@ -1015,10 +561,7 @@ fn no_view_leads_to_what_must_never_happen() {
                         assert!(row.is_some_and(|row| row.ended), "{situation:?}")
                     }
                     Action::CreateCr { .. } | Action::ApplyCr { .. } => {
-                        assert!(
-                            row.is_some_and(|row| row.desired == Desired::Present),
-                            "{situation:?}"
-                        );
+                        assert!(row.is_some_and(|row| row.desired == Desired::Present), "{situation:?}");
                     }
                     _ => (),
                 }
@@ -1039,19 +582,10 @@ fn obey(situation: &mut Situation, action: Action) {
         Unknown | Absent => None,
     };
     match action {
-        Action::CreateCr { spec, .. } => {
-            situation.cr = Present(Cr {
-                spec: Ok(spec),
-                ..row_cr()
-            })
-        }
+        Action::CreateCr { spec, .. } => situation.cr = Present(Cr { spec: Ok(spec), ..row_cr() }),
         Action::ApplyCr { spec, .. } => {
             if let Present(cr) = &mut situation.cr {
-                *cr = Cr {
-                    spec: Ok(spec),
-                    owner: Some(Owner::Row(id())),
-                    ..cr.clone()
-                };
+                *cr = Cr { spec: Ok(spec), owner: Some(Owner::Row(id())), ..cr.clone() };
             }
         }
         Action::WriteCrStatus { status, .. } => {
@@ -1061,14 +595,8 @@ fn obey(situation: &mut Situation, action: Action) {
         }
         Action::DeleteCr { .. } => situation.cr = Absent,
         Action::CreateVm { owner, .. } => {
-            situation.vm = Present(Vm {
-                owner: Some(owner.clone()),
-                ..vm()
-            });
-            situation.vmi = Present(Vmi {
-                owner: Some(owner),
-                ..up()
-            });
+            situation.vm = Present(Vm { owner: Some(owner.clone()), ..vm() });
+            situation.vmi = Present(Vmi { owner: Some(owner), ..up() });
         }
         Action::DeleteVm { .. } => (situation.vm, situation.vmi) = (Absent, Absent),
         Action::DeleteVmi { .. } => situation.vmi = Absent,
@@ -1103,16 +631,11 @@ fn obey(situation: &mut Situation, action: Action) {
 fn from_everywhere_doing_as_told_leads_to_rest() {
     for start in every_situation() {
         let mut situation = start.clone();
-        let terminal = start
-            .row
-            .present()
-            .is_some_and(|row| row.desired == Desired::Absent);
+        let terminal = start.row.present().is_some_and(|row| row.desired == Desired::Absent);
         let settled = (0..12).any(|_| {
             let Plan { actions, .. } = situation.plan();
             let rest = actions.is_empty() || actions == [Action::Forget];
-            actions
-                .into_iter()
-                .for_each(|action| obey(&mut situation, action));
+            actions.into_iter().for_each(|action| obey(&mut situation, action));
             // What is being deleted goes in the end, and a restart that is pending comes.
             if situation.vm.present().is_some_and(|vm| vm.deleting) {
                 (situation.vm, situation.vmi) = (Absent, Absent);
@@ -1127,10 +650,7 @@ fn from_everywhere_doing_as_told_leads_to_rest() {
         assert!(settled, "in circles from {start:?}\nat last {situation:?}");
         if terminal {
             let row = situation.row.present();
-            assert!(
-                row.is_none_or(|row| row.desired == Desired::Absent),
-                "a terminal row came back from {start:?}"
-            );
+            assert!(row.is_none_or(|row| row.desired == Desired::Absent), "a terminal row came back from {start:?}");
         }
     }
 }

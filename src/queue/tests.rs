@@ -5,9 +5,7 @@ fn key(name: &str) -> Key {
 }
 
 fn taken(core: &mut Core, now: Instant) -> Vec<String> {
-    std::iter::from_fn(|| core.take(now, true))
-        .map(|(key, _)| key.to_string())
-        .collect()
+    std::iter::from_fn(|| core.take(now, true)).map(|(key, _)| key.to_string()).collect()
 }
 
 #[test]
@@ -35,12 +33,7 @@ fn a_key_woken_in_flight_is_looked_at_again_and_never_twice_at_once() {
 #[test]
 fn ends_go_before_makes_and_each_lane_is_first_come_first_served() {
     let (mut core, now) = (Core::default(), Instant::now());
-    for (name, lane) in [
-        ("m1", Lane::Makes),
-        ("m2", Lane::Makes),
-        ("e1", Lane::Ends),
-        ("e2", Lane::Ends),
-    ] {
+    for (name, lane) in [("m1", Lane::Makes), ("m2", Lane::Makes), ("e1", Lane::Ends), ("e2", Lane::Ends)] {
         core.wake(&key(name), lane);
     }
     core.wake(&key("m2"), Lane::Ends);
@@ -63,13 +56,7 @@ fn a_settled_key_comes_back_at_its_deadline_as_an_end() {
     let deadline = now + Duration::from_secs(10);
     core.wake(&key("a"), Lane::Makes);
     taken(&mut core, now);
-    core.done(
-        &key("a"),
-        Lane::Makes,
-        Outcome::Settled(Some(deadline)),
-        now,
-        0.0,
-    );
+    core.done(&key("a"), Lane::Makes, Outcome::Settled(Some(deadline)), now, 0.0);
     assert_eq!(core.next_timer(), Some(deadline));
     assert_eq!(core.take(deadline - Duration::from_millis(1), true), None);
     assert_eq!(core.take(deadline, false), Some((key("a"), Lane::Ends)));
@@ -78,9 +65,7 @@ fn a_settled_key_comes_back_at_its_deadline_as_an_end() {
 #[test]
 fn a_failed_key_backs_off_longer_each_time_but_an_end_does_not_wait() {
     let (mut core, mut now) = (Core::default(), Instant::now());
-    let failed = Outcome::Failed {
-        at_least: Duration::ZERO,
-    };
+    let failed = Outcome::Failed { at_least: Duration::ZERO };
     let mut waits = vec![];
     core.wake(&key("a"), Lane::Makes);
     for _ in 0..12 {
@@ -92,21 +77,14 @@ fn a_failed_key_backs_off_longer_each_time_but_an_end_does_not_wait() {
         waits.push(next - now);
         now = next;
     }
-    assert_eq!(
-        waits[..3],
-        [FIRST_BACKOFF, FIRST_BACKOFF * 2, FIRST_BACKOFF * 4]
-    );
+    assert_eq!(waits[..3], [FIRST_BACKOFF, FIRST_BACKOFF * 2, FIRST_BACKOFF * 4]);
     assert_eq!(waits.last(), Some(&LONGEST_BACKOFF));
 
     let early = now - Duration::from_secs(1);
     core.wake(&key("a"), Lane::Ends);
     assert_eq!(core.take(early, false), Some((key("a"), Lane::Ends)));
     core.done(&key("a"), Lane::Ends, Outcome::Settled(None), early, 0.0);
-    assert_eq!(
-        core.next_timer(),
-        None,
-        "nothing is left of a key that settled"
-    );
+    assert_eq!(core.next_timer(), None, "nothing is left of a key that settled");
 }
 
 #[test]
@@ -115,13 +93,7 @@ fn the_other_side_s_wish_to_wait_longer_is_obeyed() {
     core.wake(&key("a"), Lane::Makes);
     taken(&mut core, now);
     let wish = Duration::from_secs(30);
-    core.done(
-        &key("a"),
-        Lane::Makes,
-        Outcome::Failed { at_least: wish },
-        now,
-        0.0,
-    );
+    core.done(&key("a"), Lane::Makes, Outcome::Failed { at_least: wish }, now, 0.0);
     assert_eq!(core.next_timer(), Some(now + wish));
 }
 
@@ -154,11 +126,7 @@ async fn a_waiter_gets_a_key_when_it_is_woken_or_due() {
     assert_eq!(taken, key("a"));
 
     let before = Instant::now();
-    queue.done(
-        &taken,
-        lane,
-        Outcome::Settled(Some(before + Duration::from_secs(5))),
-    );
+    queue.done(&taken, lane, Outcome::Settled(Some(before + Duration::from_secs(5))));
     assert_eq!(queue.next(|| false).await, (key("a"), Lane::Ends));
     assert_eq!(before.elapsed(), Duration::from_secs(5));
 }

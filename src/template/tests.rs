@@ -2,24 +2,13 @@ use super::*;
 
 fn render(files: &[(&str, &str)], params: Option<Value>) -> Result<Manifests, Refusal> {
     let owner = Owner::Hand("uid".into());
-    Templates::new("desks", files.iter().copied()).render(
-        &Key::new("k1"),
-        &owner,
-        None,
-        params.as_ref(),
-    )
+    Templates::new("desks", files.iter().copied()).render(&Key::new("k1"), &owner, None, params.as_ref())
 }
 
 const VM: &str = "apiVersion: kubevirt.io/v1\nkind: VirtualMachine\nmetadata: {}\nspec: {}\n";
 
 fn text(source: &str) -> Result<String, Fault> {
-    render_text(
-        source,
-        &BTreeMap::from([
-            ("vm_name", "cyberdesk-k1".to_owned()),
-            ("namespace", "desks".to_owned()),
-        ]),
-    )
+    render_text(source, &BTreeMap::from([("vm_name", "cyberdesk-k1".to_owned()), ("namespace", "desks".to_owned())]))
 }
 
 #[test]
@@ -28,15 +17,9 @@ fn only_our_own_variables_are_replaced() {
         ("${vm_name}", "cyberdesk-k1"),
         ("a ${vm_name} in ${namespace}.", "a cyberdesk-k1 in desks."),
         ("$${vm_name}", "${vm_name}"),
-        (
-            "$HOME $(id) $$ {x} {{ jinja }} {% if %} \\{ \\",
-            "$HOME $(id) $$ {x} {{ jinja }} {% if %} \\{ \\",
-        ),
+        ("$HOME $(id) $$ {x} {{ jinja }} {% if %} \\{ \\", "$HOME $(id) $$ {x} {{ jinja }} {% if %} \\{ \\"),
         ("${HOME:-/root} ${a[@]} ${", "${HOME:-/root} ${a[@]} ${"),
-        (
-            "awk '{print $1}' ${namespace}\\",
-            "awk '{print $1}' desks\\",
-        ),
+        ("awk '{print $1}' ${namespace}\\", "awk '{print $1}' desks\\"),
         ("", ""),
     ];
     for (source, wanted) in cases {
@@ -46,19 +29,11 @@ fn only_our_own_variables_are_replaced() {
 
 #[test]
 fn an_unknown_variable_is_named_with_its_place_and_the_nearest_known_one() {
-    let refusal = render(
-        &[(
-            "default.yaml",
-            &VM.replace("spec: {}", "spec:\n  a: ${vm_nmae}"),
-        )],
-        None,
-    )
-    .expect_err("unknown");
+    let refusal =
+        render(&[("default.yaml", &VM.replace("spec: {}", "spec:\n  a: ${vm_nmae}"))], None).expect_err("unknown");
     assert_eq!(refusal.reason, Reason::BadTemplate);
     assert!(
-        refusal
-            .message
-            .starts_with("default.yaml:5:6: unknown variable ${vm_nmae}; did you mean ${vm_name}?"),
+        refusal.message.starts_with("default.yaml:5:6: unknown variable ${vm_nmae}; did you mean ${vm_name}?"),
         "{}",
         refusal.message
     );
@@ -75,24 +50,14 @@ fn a_value_cannot_add_a_key() {
 #[test]
 fn user_data_goes_into_a_secret_however_it_is_written() {
     let volume = |source: &str| {
-        VM.replace(
-            "spec: {}",
-            &format!("spec: {{template: {{spec: {{volumes: [{{name: c, {source}}}]}}}}}}"),
-        )
+        VM.replace("spec: {}", &format!("spec: {{template: {{spec: {{volumes: [{{name: c, {source}}}]}}}}}}"))
     };
     let inline = volume("cloudInitNoCloud: {userData: 'hello ${vm_name}'}");
     let encoded = volume("cloudInitConfigDrive: {userDataBase64: '${user_data_base64}'}");
     let cases = [
+        (vec![("default.yaml", inline.as_str())], "cloudInitNoCloud", "hello cyberdesk-k1"),
         (
-            vec![("default.yaml", inline.as_str())],
-            "cloudInitNoCloud",
-            "hello cyberdesk-k1",
-        ),
-        (
-            vec![
-                ("default.yaml", encoded.as_str()),
-                ("default.user-data", "I am ${cyberdesk_name}"),
-            ],
+            vec![("default.yaml", encoded.as_str()), ("default.user-data", "I am ${cyberdesk_name}")],
             "cloudInitConfigDrive",
             "I am k1",
         ),
@@ -100,25 +65,11 @@ fn user_data_goes_into_a_secret_however_it_is_written() {
     for (files, source, wanted) in cases {
         let made = render(&files, None).expect(source);
         let volume = &made.vm["spec"]["template"]["spec"]["volumes"][0];
-        assert_eq!(
-            volume[source],
-            json!({ "secretRef": { "name": "cyberdesk-k1-user-data" } })
-        );
-        assert_eq!(
-            made.user_data,
-            Some(BTreeMap::from([(
-                "userdata".to_owned(),
-                wanted.as_bytes().to_vec()
-            )]))
-        );
+        assert_eq!(volume[source], json!({ "secretRef": { "name": "cyberdesk-k1-user-data" } }));
+        assert_eq!(made.user_data, Some(BTreeMap::from([("userdata".to_owned(), wanted.as_bytes().to_vec())])));
     }
     let own = volume("cloudInitNoCloud: {secretRef: {name: theirs}}");
-    assert_eq!(
-        render(&[("default.yaml", &own)], None)
-            .expect("own secret")
-            .user_data,
-        None
-    );
+    assert_eq!(render(&[("default.yaml", &own)], None).expect("own secret").user_data, None);
 }
 
 #[test]
@@ -127,10 +78,7 @@ fn params_choose_a_template_and_nothing_else() {
     assert!(render(&files, Some(json!({ "template": "big" }))).is_ok());
     assert!(render(&files, Some(Value::Null)).is_ok());
     let cases = [
-        (
-            json!({ "template": "huge" }),
-            "there is no template \"huge\"; there are: big, default",
-        ),
+        (json!({ "template": "huge" }), "there is no template \"huge\"; there are: big, default"),
         (json!({ "cpus": 64 }), "takes no \"cpus\""),
         (json!({ "template": 5 }), "must be the name of a template"),
         (json!("big"), "params must be an object"),
@@ -152,10 +100,7 @@ fn what_would_take_the_vm_out_of_our_hands_is_refused() {
             "{apiVersion: kubevirt.io/v1, kind: VirtualMachine, metadata: {finalizers: [a]}}",
             "metadata.finalizers is not allowed",
         ),
-        (
-            "{apiVersion: kubevirt.io/v1, kind: VirtualMachine, metadata: 5}",
-            "metadata must be an object",
-        ),
+        ("{apiVersion: kubevirt.io/v1, kind: VirtualMachine, metadata: 5}", "metadata must be an object"),
     ];
     for (yaml, wanted) in cases {
         let refusal = render(&[("default.yaml", yaml)], None).expect_err(wanted);
@@ -168,21 +113,12 @@ fn the_templates_that_ship_render_and_carry_the_owner_s_mark() {
     let owner = Owner::Row(Uuid::from_u128(1));
     let templates = Templates::built_in("desks");
     for name in templates.sources.keys() {
-        let made = templates
-            .render(
-                &Key::new("k1"),
-                &owner,
-                None,
-                Some(&json!({ "template": name })),
-            )
-            .expect(name);
+        let made = templates.render(&Key::new("k1"), &owner, None, Some(&json!({ "template": name }))).expect(name);
         assert!(made.user_data.is_some(), "{name}");
         for path in ["/metadata/labels", "/spec/template/metadata/labels"] {
             let labels = made.vm.pointer(path).expect(path).clone();
-            let meta = kube::api::ObjectMeta {
-                labels: serde_json::from_value(labels).expect(path),
-                ..Default::default()
-            };
+            let meta =
+                kube::api::ObjectMeta { labels: serde_json::from_value(labels).expect(path), ..Default::default() };
             assert_eq!(Owner::of(&meta).as_ref(), Some(&owner), "{name}{path}");
         }
     }

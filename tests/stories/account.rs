@@ -12,10 +12,7 @@ use kube::core::{ApiResource, GroupVersionKind};
 use crate::world::until;
 
 /// What people apply, in this order.
-const MANIFESTS: [&str; 2] = [
-    include_str!("../../deploy/serviceaccount.yaml"),
-    include_str!("../../deploy/rbac.yaml"),
-];
+const MANIFESTS: [&str; 2] = [include_str!("../../deploy/serviceaccount.yaml"), include_str!("../../deploy/rbac.yaml")];
 /// The account in them, and the namespace that a story's own stands in for.
 const ACCOUNT: &str = "cyberdesk-operator";
 const NAMESPACE: &str = "namespace: cyberdesk-system";
@@ -35,44 +32,28 @@ pub(crate) async fn in_namespace(control_plane: &ControlPlane, namespace: &str) 
         user.auth_info = Some(config.auth_info.clone());
     }
     // Beside the administrator's, so that it goes when that goes. JSON is YAML.
-    let kubeconfig = control_plane
-        .kubeconfig()
-        .with_file_name(format!("{namespace}.kubeconfig"));
+    let kubeconfig = control_plane.kubeconfig().with_file_name(format!("{namespace}.kubeconfig"));
     std::fs::write(&kubeconfig, serde_json::to_string(&file)?)?;
 
     // The API server learns of a Role a moment after it was made.
     let account = Client::try_from(config)?;
-    for (group, version, kind) in [
-        ("cyberdesk.io", "v1alpha1", "Cyberdesk"),
-        ("kubevirt.io", "v1", "VirtualMachine"),
-    ] {
+    for (group, version, kind) in [("cyberdesk.io", "v1alpha1", "Cyberdesk"), ("kubevirt.io", "v1", "VirtualMachine")] {
         let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
         let api: Api<DynamicObject> = Api::namespaced_with(account.clone(), namespace, &kind);
-        until(
-            &format!("the account may list {}", kind.plural),
-            async || {
-                api.list(&ListParams::default().limit(1)).await?;
-                Ok(true)
-            },
-        )
+        until(&format!("the account may list {}", kind.plural), async || {
+            api.list(&ListParams::default().limit(1)).await?;
+            Ok(true)
+        })
         .await?;
     }
     Ok(kubeconfig)
 }
 
 async fn apply(admin: &Client, namespace: &str, document: &str) -> Result<()> {
-    let object: DynamicObject =
-        serde_saphyr::from_str(document).context("read a manifest of deploy/")?;
-    let types = object
-        .types
-        .as_ref()
-        .context("a manifest says what it is")?;
+    let object: DynamicObject = serde_saphyr::from_str(document).context("read a manifest of deploy/")?;
+    let types = object.types.as_ref().context("a manifest says what it is")?;
     let kind = ApiResource::from_gvk(&types.try_into()?);
-    let name = object
-        .metadata
-        .name
-        .clone()
-        .context("a manifest has a name")?;
+    let name = object.metadata.name.clone().context("a manifest has a name")?;
     Api::<DynamicObject>::namespaced_with(admin.clone(), namespace, &kind)
         .patch(&name, &PatchParams::apply("kubectl"), &Patch::Apply(object))
         .await

@@ -8,19 +8,10 @@ use crate::{Story, story};
 
 pub(crate) fn stories() -> Vec<Story> {
     vec![
-        story(
-            "bad rows and templates say why, and 100 good rows are served",
-            bad_beside_good,
-        ),
+        story("bad rows and templates say why, and 100 good rows are served", bad_beside_good),
         story("a CR by hand with a bad spec is refused in words", a_bad_cr),
-        story(
-            "a broken ConfigMap breaks no desktop that runs",
-            a_broken_config_map,
-        ),
-        story(
-            "a guest that never schedules says why in its CR",
-            never_schedules,
-        ),
+        story("a broken ConfigMap breaks no desktop that runs", a_broken_config_map),
+        story("a guest that never schedules says why in its CR", never_schedules),
         story("wrong settings are told all at once", wrong_settings),
     ]
 }
@@ -60,54 +51,22 @@ async fn bad_beside_good(world: &World) -> Result<()> {
     let cases = [
         (json!({ "gpus": 8 }), "bad-params", "gpus"),
         (json!([1, 2]), "bad-params", "must be an object"),
-        (
-            json!({ "template": "nowhere" }),
-            "bad-params",
-            "there is no template \"nowhere\"",
-        ),
-        (
-            json!({ "template": "misspelt" }),
-            "bad-template",
-            "did you mean ${vm_name}?",
-        ),
-        (
-            json!({ "template": "garbage" }),
-            "bad-template",
-            "garbage.yaml is not YAML",
-        ),
-        (
-            json!({ "template": "refused" }),
-            "refused",
-            "virtualmachine-validator.kubevirt.io",
-        ),
+        (json!({ "template": "nowhere" }), "bad-params", "there is no template \"nowhere\""),
+        (json!({ "template": "misspelt" }), "bad-template", "did you mean ${vm_name}?"),
+        (json!({ "template": "garbage" }), "bad-template", "garbage.yaml is not YAML"),
+        (json!({ "template": "refused" }), "refused", "virtualmachine-validator.kubevirt.io"),
     ];
     let mut bad = vec![];
     for (params, reason, words) in cases {
-        bad.push((
-            world.insert_with("1 hour", Some(params)).await?,
-            reason,
-            words,
-        ));
+        bad.push((world.insert_with("1 hour", Some(params)).await?, reason, words));
     }
     world.insert_many(100).await?;
     let running = "select count(*) from cyberdesk_instances where status = 'running'";
-    world
-        .until("the good ones all run", async || {
-            Ok(world.count(running).await? == 100)
-        })
-        .await?;
+    world.until("the good ones all run", async || Ok(world.count(running).await? == 100)).await?;
     for (id, reason, words) in bad {
         let row = world.until_over(&id).await?;
-        ensure!(
-            (row.status.as_str(), row.reason.as_deref()) == ("error", Some(reason)),
-            "{row:?}"
-        );
-        ensure!(
-            row.message
-                .as_deref()
-                .is_some_and(|message| message.contains(words)),
-            "{words:?} is missing: {row:?}"
-        );
+        ensure!((row.status.as_str(), row.reason.as_deref()) == ("error", Some(reason)), "{row:?}");
+        ensure!(row.message.as_deref().is_some_and(|message| message.contains(words)), "{words:?} is missing: {row:?}");
     }
     Ok(())
 }
@@ -116,29 +75,18 @@ async fn a_bad_cr(world: &World) -> Result<()> {
     world.start_operator(&[]).await?;
     let long = "d".repeat(50);
     let cases = [
-        (
-            "short",
-            json!({ "timeoutMs": 5 }),
-            "should be greater than or equal to 1000",
-        ),
+        ("short", json!({ "timeoutMs": 5 }), "should be greater than or equal to 1000"),
         ("no-spec", json!(null), "spec: Required value"),
         ("not-a-number", json!({ "timeoutMs": "soon" }), "timeoutMs"),
         (long.as_str(), json!({}), "at most 49 characters"),
     ];
     for (name, spec, words) in cases {
-        let refused = world
-            .apply_cr(name, spec)
-            .await
-            .expect_err(name)
-            .to_string();
+        let refused = world.apply_cr(name, spec).await.expect_err(name).to_string();
         ensure!(refused.contains(words), "{words:?} is missing: {refused}");
     }
     world.templates(&[("default.yaml", GOOD)]).await?;
-    world
-        .apply_cr("bad-params", json!({ "params": { "gpus": 8 } }))
-        .await?;
-    let over =
-        async || Ok(world.cr_status("bad-params", "phase").await?.as_deref() == Some("Error"));
+    world.apply_cr("bad-params", json!({ "params": { "gpus": 8 } })).await?;
+    let over = async || Ok(world.cr_status("bad-params", "phase").await?.as_deref() == Some("Error"));
     world.until("the CR says Error", over).await?;
     let cr = world.crs().get("bad-params").await?;
     let ready = cr.data["status"]["conditions"]
@@ -147,15 +95,9 @@ async fn a_bad_cr(world: &World) -> Result<()> {
         .flatten()
         .find(|condition| condition["type"] == "Ready")
         .cloned();
-    let told = ready
-        .as_ref()
-        .and_then(|ready| ready["message"].as_str())
-        .is_some_and(|message| message.contains("gpus"));
-    ensure!(
-        told && cr.data["status"]["reason"] == "bad-params",
-        "{}",
-        cr.data
-    );
+    let told =
+        ready.as_ref().and_then(|ready| ready["message"].as_str()).is_some_and(|message| message.contains("gpus"));
+    ensure!(told && cr.data["status"]["reason"] == "bad-params", "{}", cr.data);
     Ok(())
 }
 
@@ -167,43 +109,25 @@ async fn a_broken_config_map(world: &World) -> Result<()> {
     let another = world.insert("1 hour").await?;
     let row = world.until_over(&another).await?;
     ensure!(row.reason.as_deref() == Some("bad-template"), "{row:?}");
-    ensure!(
-        world.row(&id).await?.status == "running",
-        "the one that runs is not touched"
-    );
+    ensure!(world.row(&id).await?.status == "running", "the one that runs is not touched");
     Ok(())
 }
 
 async fn never_schedules(world: &World) -> Result<()> {
     let stuck = |how: &str| {
-        GOOD.replace("template: {spec:", &format!("template: {{metadata: {{annotations: {{guest.testbed/never-schedules: {how}}}}}, spec:"))
-    };
-    let kinds = [
-        ("unschedulable", "Unschedulable"),
-        ("image-pull", "ImagePullBackOff"),
-        ("quota", "FailedCreate"),
-    ];
-    let files: Vec<(String, String)> = kinds
-        .iter()
-        .map(|(how, _)| (format!("{how}.yaml"), stuck(how)))
-        .collect();
-    world
-        .templates(
-            &files
-                .iter()
-                .map(|(file, text)| (file.as_str(), text.as_str()))
-                .collect::<Vec<_>>(),
+        GOOD.replace(
+            "template: {spec:",
+            &format!("template: {{metadata: {{annotations: {{guest.testbed/never-schedules: {how}}}}}, spec:"),
         )
-        .await?;
+    };
+    let kinds = [("unschedulable", "Unschedulable"), ("image-pull", "ImagePullBackOff"), ("quota", "FailedCreate")];
+    let files: Vec<(String, String)> = kinds.iter().map(|(how, _)| (format!("{how}.yaml"), stuck(how))).collect();
+    world.templates(&files.iter().map(|(file, text)| (file.as_str(), text.as_str())).collect::<Vec<_>>()).await?;
     world.start_operator(&[]).await?;
     for (how, reason) in kinds {
-        let id = world
-            .insert_with("1 hour", Some(json!({ "template": how })))
-            .await?;
+        let id = world.insert_with("1 hour", Some(json!({ "template": how }))).await?;
         let told = async || Ok(world.cr_status(&id, "reason").await?.as_deref() == Some(reason));
-        world
-            .until(&format!("the CR of {how} says {reason}"), told)
-            .await?;
+        world.until(&format!("the CR of {how} says {reason}"), told).await?;
         ensure!(world.row(&id).await?.status == "pending");
         world.request_shutdown(&id).await?;
         world.until_over(&id).await?;
@@ -215,18 +139,11 @@ async fn wrong_settings(_: &World) -> Result<()> {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_cyberdesk-operator"))
         .arg("run")
         .env_clear()
-        .envs([
-            ("CYBERDESK_NAMESPACE", "No Label"),
-            ("CYBERDESK_POLL_INTERVAL", "soon"),
-        ])
+        .envs([("CYBERDESK_NAMESPACE", "No Label"), ("CYBERDESK_POLL_INTERVAL", "soon")])
         .output()?;
     let words = String::from_utf8(output.stderr)?;
     ensure!(!output.status.success());
-    for wanted in [
-        "DATABASE_URL is not set",
-        "CYBERDESK_NAMESPACE is",
-        "CYBERDESK_POLL_INTERVAL is",
-    ] {
+    for wanted in ["DATABASE_URL is not set", "CYBERDESK_NAMESPACE is", "CYBERDESK_POLL_INTERVAL is"] {
         ensure!(words.contains(wanted), "{wanted:?} is missing: {words}");
     }
     Ok(())

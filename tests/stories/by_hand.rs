@@ -8,27 +8,12 @@ use crate::{Story, story};
 
 pub(crate) fn stories() -> Vec<Story> {
     vec![
-        story(
-            "a CR by hand gets its VM, status, deadline and cleanup",
-            a_life_by_hand,
-        ),
-        story(
-            "a CR by hand is served while Postgres cannot be reached",
-            without_a_database,
-        ),
+        story("a CR by hand gets its VM, status, deadline and cleanup", a_life_by_hand),
+        story("a CR by hand is served while Postgres cannot be reached", without_a_database),
         story("a CR by hand that is deleted takes its VM along", deleted),
-        story(
-            "a CR by hand applied anew gets a VM of its own",
-            applied_anew,
-        ),
-        story(
-            "a VM of another with our name is never touched",
-            a_name_taken,
-        ),
-        story(
-            "the spec of a CR by hand is never written by us",
-            the_spec_is_theirs,
-        ),
+        story("a CR by hand applied anew gets a VM of its own", applied_anew),
+        story("a VM of another with our name is never touched", a_name_taken),
+        story("the spec of a CR by hand is never written by us", the_spec_is_theirs),
     ]
 }
 
@@ -38,19 +23,11 @@ async fn a_life_by_hand(world: &World) -> Result<()> {
 }
 
 async fn lives_and_ends(world: &World) -> Result<()> {
-    world
-        .apply_cr("my-desk", json!({ "timeoutMs": 4000 }))
-        .await?;
-    let phase = async |wanted: &str| {
-        Ok(world.cr_status("my-desk", "phase").await?.as_deref() == Some(wanted))
-    };
-    world
-        .until("it runs", async || phase("Running").await)
-        .await?;
+    world.apply_cr("my-desk", json!({ "timeoutMs": 4000 })).await?;
+    let phase = async |wanted: &str| Ok(world.cr_status("my-desk", "phase").await?.as_deref() == Some(wanted));
+    world.until("it runs", async || phase("Running").await).await?;
     ensure!(world.vms().get_opt(&vm_name("my-desk")).await?.is_some());
-    world
-        .until("it is over", async || phase("Terminated").await)
-        .await?;
+    world.until("it is over", async || phase("Terminated").await).await?;
     ensure!(world.cr_status("my-desk", "reason").await?.as_deref() == Some("timeout"));
     ensure!(
         world.left().await? == ["CR my-desk"],
@@ -62,47 +39,28 @@ async fn lives_and_ends(world: &World) -> Result<()> {
 
 async fn without_a_database(world: &World) -> Result<()> {
     // Nothing listens on port 1.
-    world
-        .start_operator(&[(
-            "DATABASE_URL",
-            "postgres://cyberdesk_daemon@127.0.0.1:1/none",
-        )])
-        .await?;
+    world.start_operator(&[("DATABASE_URL", "postgres://cyberdesk_daemon@127.0.0.1:1/none")]).await?;
     lives_and_ends(world).await
 }
 
 async fn deleted(world: &World) -> Result<()> {
     world.start_operator(&[]).await?;
-    world
-        .apply_cr("my-desk", json!({ "timeoutMs": 3_600_000 }))
-        .await?;
-    let running =
-        async || Ok(world.cr_status("my-desk", "phase").await?.as_deref() == Some("Running"));
+    world.apply_cr("my-desk", json!({ "timeoutMs": 3_600_000 })).await?;
+    let running = async || Ok(world.cr_status("my-desk", "phase").await?.as_deref() == Some("Running"));
     world.until("it runs", running).await?;
     world.delete(world.crs(), "my-desk").await?;
-    world
-        .until("nothing of it is left", async || {
-            Ok(world.left().await?.is_empty())
-        })
-        .await
+    world.until("nothing of it is left", async || Ok(world.left().await?.is_empty())).await
 }
 
 async fn applied_anew(world: &World) -> Result<()> {
     world.start_operator(&[]).await?;
-    let running =
-        async || Ok(world.cr_status("my-desk", "phase").await?.as_deref() == Some("Running"));
-    world
-        .apply_cr("my-desk", json!({ "timeoutMs": 3_600_000 }))
-        .await?;
+    let running = async || Ok(world.cr_status("my-desk", "phase").await?.as_deref() == Some("Running"));
+    world.apply_cr("my-desk", json!({ "timeoutMs": 3_600_000 })).await?;
     world.until("it runs", running).await?;
     let first = world.vms().get(&vm_name("my-desk")).await?.metadata.uid;
     world.delete(world.crs(), "my-desk").await?;
-    world
-        .apply_cr("my-desk", json!({ "timeoutMs": 3_600_000 }))
-        .await?;
-    let another = async || {
-        Ok(running().await? && world.vms().get(&vm_name("my-desk")).await?.metadata.uid != first)
-    };
+    world.apply_cr("my-desk", json!({ "timeoutMs": 3_600_000 })).await?;
+    let another = async || Ok(running().await? && world.vms().get(&vm_name("my-desk")).await?.metadata.uid != first);
     world.until("it runs in another VM", another).await?;
     ensure!(world.left().await?.len() == 4, "{:?}", world.left().await?);
     Ok(())
@@ -117,33 +75,23 @@ async fn a_name_taken(world: &World) -> Result<()> {
     }))?;
     world.vms().create(&Default::default(), &theirs).await?;
     world.start_operator(&[]).await?;
-    world
-        .apply_cr("my-desk", json!({ "timeoutMs": 2000 }))
-        .await?;
+    world.apply_cr("my-desk", json!({ "timeoutMs": 2000 })).await?;
     let over = async || Ok(world.cr_status("my-desk", "phase").await?.as_deref() == Some("Error"));
     world.until("the CR says that it cannot be", over).await?;
     ensure!(world.cr_status("my-desk", "reason").await?.as_deref() == Some("name-taken"));
     let vm = world.vms().get(&vm_name("my-desk")).await?;
-    ensure!(
-        vm.metadata.deletion_timestamp.is_none(),
-        "the stranger's VM stays"
-    );
+    ensure!(vm.metadata.deletion_timestamp.is_none(), "the stranger's VM stays");
     Ok(())
 }
 
 async fn the_spec_is_theirs(world: &World) -> Result<()> {
     world.start_operator(&[]).await?;
-    world
-        .apply_cr("my-desk", json!({ "timeoutMs": 2000 }))
-        .await?;
-    let over =
-        async || Ok(world.cr_status("my-desk", "phase").await?.as_deref() == Some("Terminated"));
+    world.apply_cr("my-desk", json!({ "timeoutMs": 2000 })).await?;
+    let over = async || Ok(world.cr_status("my-desk", "phase").await?.as_deref() == Some("Terminated"));
     world.until("it is over", over).await?;
     let cr = world.crs().get("my-desk").await?;
     ensure!(
-        cr.metadata.generation == Some(1)
-            && cr.metadata.finalizers.is_none()
-            && cr.metadata.labels.is_none(),
+        cr.metadata.generation == Some(1) && cr.metadata.finalizers.is_none() && cr.metadata.labels.is_none(),
         "{:?}",
         cr.metadata
     );

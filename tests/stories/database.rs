@@ -12,19 +12,9 @@ use cyberdesk_testbed::Postgres;
 use futures::future::BoxFuture;
 
 /// A sentence, and what shows it. Each story makes its own databases on the shared server.
-pub(crate) type Story = (
-    &'static str,
-    for<'a> fn(&'a Postgres) -> BoxFuture<'a, Result<()>>,
-);
+pub(crate) type Story = (&'static str, for<'a> fn(&'a Postgres) -> BoxFuture<'a, Result<()>>);
 
 /// All stories about the database.
 pub(crate) fn stories() -> Vec<Story> {
-    [
-        app::STORIES,
-        operator::STORIES,
-        wake::STORIES,
-        migration::STORIES,
-        access::STORIES,
-    ]
-    .concat()
+    [app::STORIES, operator::STORIES, wake::STORIES, migration::STORIES, access::STORIES].concat()
 }

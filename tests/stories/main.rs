@@ -41,20 +41,13 @@ pub(crate) fn story<F>(name: &'static str, tell: F) -> Story
 where
     F: for<'a> Telling<'a> + Send + 'static,
 {
-    Story {
-        name,
-        alone: false,
-        tell: Box::new(tell),
-    }
+    Story { name, alone: false, tell: Box::new(tell) }
 }
 
 impl Story {
     /// It wants the machine for itself.
     pub(crate) fn alone(self) -> Self {
-        Self {
-            alone: true,
-            ..self
-        }
+        Self { alone: true, ..self }
     }
 }
 
@@ -110,8 +103,7 @@ fn run(arguments: &Arguments) -> Result<Conclusion> {
     let runtime = Arc::new(Runtime::new().context("start a runtime")?);
     // Held by us alone, so that everything ends before we do.
     let (parts, _kubevirt) = runtime.block_on(start())?;
-    let conclusion =
-        libtest_mimic::run(arguments, trials(Some((runtime.clone(), Arc::new(parts)))));
+    let conclusion = libtest_mimic::run(arguments, trials(Some((runtime.clone(), Arc::new(parts)))));
     Ok(conclusion)
 }
 
@@ -121,17 +113,10 @@ async fn start() -> Result<(Parts, (Node, Simulator))> {
     let testbed = Testbed::start(&Options::default(), &progress).await?;
     progress.end();
     let client = testbed.control_plane.client().await?;
-    let config = SimulatorConfig {
-        detail: Detail::Essential,
-        back_off: Duration::from_secs(1),
-        ..SimulatorConfig::default()
-    };
-    let simulator = Simulator::start(client.clone(), config)
-        .await
-        .context("start the KubeVirt simulator")?;
-    let node = Node::start(client.clone(), NodeConfig::default())
-        .await
-        .context("start the played node")?;
+    let config =
+        SimulatorConfig { detail: Detail::Essential, back_off: Duration::from_secs(1), ..SimulatorConfig::default() };
+    let simulator = Simulator::start(client.clone(), config).await.context("start the KubeVirt simulator")?;
+    let node = Node::start(client.clone(), NodeConfig::default()).await.context("start the played node")?;
     Ok((Parts { testbed, client }, (node, simulator)))
 }
 
@@ -144,14 +129,8 @@ fn trials(parts: Option<(Arc<Runtime>, Arc<Parts>)>) -> Vec<Trial> {
         Trial::test(name, move || {
             let (runtime, parts) = parts.expect("a story that is told has its parts");
             runtime.block_on(async {
-                let _all = if alone {
-                    Err(room.write().await)
-                } else {
-                    Ok(room.read().await)
-                };
-                let world = World::new(parts)
-                    .await
-                    .map_err(|error| format!("{error:#}"))?;
+                let _all = if alone { Err(room.write().await) } else { Ok(room.read().await) };
+                let world = World::new(parts).await.map_err(|error| format!("{error:#}"))?;
                 match tell.tell(&world).await {
                     Ok(()) => Ok(()),
                     Err(error) => Err(format!("{error:#}\n{}", world.autopsy().await).into()),
@@ -165,9 +144,7 @@ fn trials(parts: Option<(Arc<Runtime>, Arc<Parts>)>) -> Vec<Trial> {
             let (runtime, parts) = parts.expect("a story that is told has its parts");
             runtime.block_on(async {
                 let _others = room.read().await;
-                tell(&parts.testbed.postgres)
-                    .await
-                    .map_err(|error| format!("{error:#}").into())
+                tell(&parts.testbed.postgres).await.map_err(|error| format!("{error:#}").into())
             })
         })
     });

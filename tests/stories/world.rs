@@ -59,56 +59,30 @@ impl World {
         let database = parts.testbed.postgres.database().await?;
         let namespace = format!("story-{}", &Uuid::new_v4().simple().to_string()[..8]);
         let new = serde_json::from_value(json!({ "metadata": { "name": namespace } }))?;
-        Api::<Namespace>::all(parts.client.clone())
-            .create(&PostParams::default(), &new)
-            .await?;
+        Api::<Namespace>::all(parts.client.clone()).create(&PostParams::default(), &new).await?;
         let user = database.sign_up().await?;
         let app = database.connect_as("postgres").await?;
         let log = parts.testbed.directory().join(format!("{namespace}.log"));
         let kubeconfig = account::in_namespace(&parts.testbed.control_plane, &namespace)
             .await
             .context("make the operator's account")?;
-        Ok(Self {
-            parts,
-            database,
-            namespace,
-            user,
-            app,
-            operator: Mutex::default(),
-            log,
-            kubeconfig,
-        })
+        Ok(Self { parts, database, namespace, user, app, operator: Mutex::default(), log, kubeconfig })
     }
 
     /// Starts an operator under the account of `deploy/`, with settings beside those that lead it to this world.
     pub(crate) async fn start_operator(&self, settings: &[(&str, &str)]) -> Result<()> {
         let program = Program::new(env!("CARGO_BIN_EXE_cyberdesk-operator"), ["run"]);
-        let mut spec = Spec::new(
-            "cyberdesk-operator",
-            program,
-            self.parts.testbed.directory(),
-            &self.log,
-        );
+        let mut spec = Spec::new("cyberdesk-operator", program, self.parts.testbed.directory(), &self.log);
         spec.stop_signal = 15;
         spec.remove = vec![self.log.clone()];
         spec.remove_if_empty = vec![self.parts.testbed.directory().to_owned()];
         spec.env = BTreeMap::from([
-            (
-                "DATABASE_URL".to_owned(),
-                self.database.url("cyberdesk_daemon"),
-            ),
-            (
-                "KUBECONFIG".to_owned(),
-                self.kubeconfig.display().to_string(),
-            ),
+            ("DATABASE_URL".to_owned(), self.database.url("cyberdesk_daemon")),
+            ("KUBECONFIG".to_owned(), self.kubeconfig.display().to_string()),
             ("CYBERDESK_NAMESPACE".to_owned(), self.namespace.clone()),
             ("CYBERDESK_LOG_FORMAT".to_owned(), "text".to_owned()),
         ]);
-        spec.env.extend(
-            settings
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
-        );
+        spec.env.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let operator = Supervised::spawn(&spec)?;
         operator.running().await?;
         *self.operator.lock().expect("no story panics with it") = Some(operator);
@@ -125,11 +99,7 @@ impl World {
 
     /// Kills the operator as a crash would, and starts it anew.
     pub(crate) async fn crash_operator(&self) -> Result<()> {
-        let operator = self
-            .operator
-            .lock()
-            .expect("no story panics with it")
-            .take();
+        let operator = self.operator.lock().expect("no story panics with it").take();
         let operator = operator.context("no operator runs")?;
         operator.kill9().await?;
         operator.start().await?;
@@ -139,11 +109,7 @@ impl World {
 
     /// Ends the operator by SIGTERM, and waits until it is gone.
     pub(crate) async fn stop_operator(&self) -> Result<()> {
-        let operator = self
-            .operator
-            .lock()
-            .expect("no story panics with it")
-            .take();
+        let operator = self.operator.lock().expect("no story panics with it").take();
         let operator = operator.context("no operator runs")?;
         operator.signal(rustix::process::Signal::TERM)?;
         operator.ended().await
@@ -155,26 +121,18 @@ impl World {
     }
 
     /// The same with params.
-    pub(crate) async fn insert_with(
-        &self,
-        lifetime: &str,
-        params: Option<Value>,
-    ) -> Result<String> {
+    pub(crate) async fn insert_with(&self, lifetime: &str, params: Option<Value>) -> Result<String> {
         let statement = format!(
             "insert into cyberdesk_instances (user_id, status, timeout_at, params)
              values ($1, 'pending', now() + interval '{lifetime}', $2) returning id"
         );
-        let row = self
-            .app
-            .query_one(&statement, &[&self.user, &params])
-            .await?;
+        let row = self.app.query_one(&statement, &[&self.user, &params]).await?;
         Ok(row.get::<_, Uuid>(0).to_string())
     }
 
     /// Inserts many rows in one statement.
     pub(crate) async fn insert_many(&self, count: i32) -> Result<()> {
-        let statement =
-            "insert into cyberdesk_instances (user_id) select $1 from generate_series(1, $2)";
+        let statement = "insert into cyberdesk_instances (user_id) select $1 from generate_series(1, $2)";
         self.app.execute(statement, &[&self.user, &count]).await?;
         Ok(())
     }
@@ -197,10 +155,7 @@ impl World {
     /// Asks for a shutdown as the desktop's owner does from a browser.
     pub(crate) async fn request_shutdown(&self, id: &str) -> Result<()> {
         let statement = "select changed from request_shutdown($1)";
-        let answer = self
-            .database
-            .request(Caller::User(self.user), statement, &[&id.parse::<Uuid>()?])
-            .await?;
+        let answer = self.database.request(Caller::User(self.user), statement, &[&id.parse::<Uuid>()?]).await?;
         anyhow::ensure!(answer.len() == 1, "the owner's row was not found");
         Ok(())
     }
@@ -211,12 +166,10 @@ impl World {
     }
 
     pub(crate) async fn row(&self, id: &str) -> Result<Row> {
-        let statement = "select status::text, reason, message, timeout_at at time zone 'utc', shutdown_requested_at, ended_at
+        let statement =
+            "select status::text, reason, message, timeout_at at time zone 'utc', shutdown_requested_at, ended_at
                          from cyberdesk_instances where id = $1";
-        let row = self
-            .app
-            .query_one(statement, &[&id.parse::<Uuid>()?])
-            .await?;
+        let row = self.app.query_one(statement, &[&id.parse::<Uuid>()?]).await?;
         Ok(Row {
             status: row.get(0),
             reason: row.get(1),
@@ -228,11 +181,7 @@ impl World {
     }
 
     pub(crate) fn crs(&self) -> Api<DynamicObject> {
-        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(
-            "cyberdesk.io",
-            "v1alpha1",
-            "Cyberdesk",
-        ));
+        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("cyberdesk.io", "v1alpha1", "Cyberdesk"));
         Api::namespaced_with(self.parts.client.clone(), &self.namespace, &kind)
     }
 
@@ -250,14 +199,12 @@ impl World {
 
     /// Applies a CR as a person does.
     pub(crate) async fn apply_cr(&self, name: &str, spec: Value) -> Result<(), kube::Error> {
-        let mut cr = json!({ "apiVersion": "cyberdesk.io/v1alpha1", "kind": "Cyberdesk", "metadata": { "name": name } });
+        let mut cr =
+            json!({ "apiVersion": "cyberdesk.io/v1alpha1", "kind": "Cyberdesk", "metadata": { "name": name } });
         if !spec.is_null() {
             cr["spec"] = spec;
         }
-        self.crs()
-            .patch(name, &PatchParams::apply("kubectl"), &Patch::Apply(cr))
-            .await
-            .map(drop)
+        self.crs().patch(name, &PatchParams::apply("kubectl"), &Patch::Apply(cr)).await.map(drop)
     }
 
     /// Makes the ConfigMap with these templates.
@@ -275,9 +222,7 @@ impl World {
     /// Tells the guest of a desktop to do something (see the played node's table of guest scripts).
     pub(crate) async fn guest(&self, id: &str, command: &str) -> Result<()> {
         let patch = json!({ "metadata": { "annotations": { "guest.testbed/do": command } } });
-        self.vmis()
-            .patch(&vm_name(id), &PatchParams::default(), &Patch::Merge(patch))
-            .await?;
+        self.vmis().patch(&vm_name(id), &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())
     }
 
@@ -291,29 +236,14 @@ impl World {
         let all = ListParams::default();
         let mut left = vec![];
         for (kind, api) in [("CR", self.crs()), ("VM", self.vms()), ("VMI", self.vmis())] {
-            left.extend(
-                api.list(&all)
-                    .await?
-                    .iter()
-                    .map(|object| format!("{kind} {}", object.name_any())),
-            );
+            left.extend(api.list(&all).await?.iter().map(|object| format!("{kind} {}", object.name_any())));
         }
-        left.extend(
-            self.secrets()
-                .list(&all)
-                .await?
-                .iter()
-                .map(|secret| format!("Secret {}", secret.name_any())),
-        );
+        left.extend(self.secrets().list(&all).await?.iter().map(|secret| format!("Secret {}", secret.name_any())));
         Ok(left)
     }
 
     /// Waits until something holds. Looks at the state again and again; errors count as "not yet".
-    pub(crate) async fn until(
-        &self,
-        what: &str,
-        holds: impl AsyncFn() -> Result<bool>,
-    ) -> Result<()> {
+    pub(crate) async fn until(&self, what: &str, holds: impl AsyncFn() -> Result<bool>) -> Result<()> {
         self.until_within(PATIENCE, what, holds).await
     }
 
@@ -329,33 +259,18 @@ impl World {
 
     /// Waits until the row has this status.
     pub(crate) async fn until_status(&self, id: &str, status: &str) -> Result<()> {
-        self.until(&format!("the row of {id} says {status}"), async || {
-            Ok(self.row(id).await?.status == status)
-        })
-        .await
+        self.until(&format!("the row of {id} says {status}"), async || Ok(self.row(id).await?.status == status)).await
     }
 
     /// Waits until the desktop is over, and answers its row. Nothing of it may be left in the cluster but
     /// its CR, which goes next.
     pub(crate) async fn until_over(&self, id: &str) -> Result<Row> {
-        self.until(&format!("{id} is over"), async || {
-            Ok(self.row(id).await?.ended_at.is_some())
-        })
-        .await?;
-        let left: Vec<String> = self
-            .left()
-            .await?
-            .into_iter()
-            .filter(|object| object.contains(id) && !object.starts_with("CR"))
-            .collect();
-        anyhow::ensure!(
-            left.is_empty(),
-            "the row says that it is over, but there is still {left:?}"
-        );
-        self.until(&format!("the CR of {id} is released"), async || {
-            Ok(self.crs().get_opt(id).await?.is_none())
-        })
-        .await?;
+        self.until(&format!("{id} is over"), async || Ok(self.row(id).await?.ended_at.is_some())).await?;
+        let left: Vec<String> =
+            self.left().await?.into_iter().filter(|object| object.contains(id) && !object.starts_with("CR")).collect();
+        anyhow::ensure!(left.is_empty(), "the row says that it is over, but there is still {left:?}");
+        self.until(&format!("the CR of {id} is released"), async || Ok(self.crs().get_opt(id).await?.is_none()))
+            .await?;
         self.row(id).await
     }
 
@@ -375,37 +290,16 @@ impl World {
     /// All that one would ask for when a story went wrong.
     pub(crate) async fn autopsy(&self) -> String {
         let mut text = String::new();
-        let mut section =
-            |title: &str, body: String| text.push_str(&format!("\n--- {title}\n{body}\n"));
-        let rows = self
-            .app
-            .query(
-                "select to_jsonb(desktop) from cyberdesk.desktop limit 10",
-                &[],
-            )
-            .await;
-        section(
-            "cyberdesk.desktop",
-            lines(rows.into_iter().flatten().map(|row| row.get::<_, Value>(0))),
-        );
-        for (title, api) in [
-            ("CRs", self.crs()),
-            ("VMs", self.vms()),
-            ("VMIs", self.vmis()),
-        ] {
-            let objects = api
-                .list(&ListParams::default().limit(5))
-                .await
-                .map(|list| list.items)
-                .unwrap_or_default();
+        let mut section = |title: &str, body: String| text.push_str(&format!("\n--- {title}\n{body}\n"));
+        let rows = self.app.query("select to_jsonb(desktop) from cyberdesk.desktop limit 10", &[]).await;
+        section("cyberdesk.desktop", lines(rows.into_iter().flatten().map(|row| row.get::<_, Value>(0))));
+        for (title, api) in [("CRs", self.crs()), ("VMs", self.vms()), ("VMIs", self.vmis())] {
+            let objects = api.list(&ListParams::default().limit(5)).await.map(|list| list.items).unwrap_or_default();
             section(title, lines(objects.iter().map(|object| json!({ "name": object.name_any(), "deleting": object.metadata.deletion_timestamp, "status": object.data["status"] }))));
         }
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let tail = log.lines().rev().take(60).collect::<Vec<_>>();
-        section(
-            "the operator's log",
-            tail.into_iter().rev().collect::<Vec<_>>().join("\n"),
-        );
+        section("the operator's log", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
         text
     }
 }
@@ -415,11 +309,7 @@ pub(crate) async fn until(what: &str, holds: impl AsyncFn() -> Result<bool>) -> 
     until_within(PATIENCE, what, holds).await
 }
 
-async fn until_within(
-    patience: Duration,
-    what: &str,
-    holds: impl AsyncFn() -> Result<bool>,
-) -> Result<()> {
+async fn until_within(patience: Duration, what: &str, holds: impl AsyncFn() -> Result<bool>) -> Result<()> {
     let deadline = tokio::time::Instant::now() + patience;
     loop {
         let now = holds().await;
@@ -427,10 +317,7 @@ async fn until_within(
             return Ok(());
         }
         if tokio::time::Instant::now() > deadline {
-            let why = now
-                .err()
-                .map(|error| format!(" ({error:#})"))
-                .unwrap_or_default();
+            let why = now.err().map(|error| format!(" ({error:#})")).unwrap_or_default();
             bail!("waited {} s in vain until {what}{why}", patience.as_secs());
         }
         tokio::time::sleep(GLANCE).await;
@@ -438,11 +325,7 @@ async fn until_within(
 }
 
 fn lines<T: Display>(items: impl IntoIterator<Item = T>) -> String {
-    items
-        .into_iter()
-        .map(|item| item.to_string())
-        .collect::<Vec<_>>()
-        .join("\n")
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join("\n")
 }
 
 /// The name of a desktop's VM and VMI.

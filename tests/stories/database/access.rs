@@ -7,17 +7,10 @@ use super::Story;
 use super::fixture::{Fixture, code};
 
 pub(super) const STORIES: &[Story] = &[
-    ("each role may do what is written here, and no more", |p| {
-        Box::pin(matrix(p))
-    }),
-    (
-        "the operator's role can touch nothing but its functions",
-        |p| Box::pin(operator_role(p)),
-    ),
+    ("each role may do what is written here, and no more", |p| Box::pin(matrix(p))),
+    ("the operator's role can touch nothing but its functions", |p| Box::pin(operator_role(p))),
     ("browser users can write nothing", |p| Box::pin(browsers(p))),
-    ("functions are safe from whoever calls them", |p| {
-        Box::pin(functions(p))
-    }),
+    ("functions are safe from whoever calls them", |p| Box::pin(functions(p))),
 ];
 
 const ROLES: [&str; 4] = ["anon", "authenticated", "service_role", "cyberdesk_daemon"];
@@ -95,11 +88,7 @@ async fn operator_role(postgres: &Postgres) -> Result<()> {
         "create schema mine",
         "set role service_role",
     ] {
-        assert_eq!(
-            code(fixture.operator.client.execute(statement, &[]).await),
-            "42501",
-            "{statement}"
-        );
+        assert_eq!(code(fixture.operator.client.execute(statement, &[]).await), "42501", "{statement}");
     }
     Ok(())
 }
@@ -108,10 +97,7 @@ async fn browsers(postgres: &Postgres) -> Result<()> {
     let fixture = Fixture::new(postgres).await?;
     let id = fixture.insert().await?;
     for statement in [
-        format!(
-            "insert into public.cyberdesk_instances (user_id) values ('{}')",
-            fixture.user
-        ),
+        format!("insert into public.cyberdesk_instances (user_id) values ('{}')", fixture.user),
         format!("update public.cyberdesk_instances set status = 'running' where id = '{id}'"),
         format!("delete from public.cyberdesk_instances where id = '{id}'"),
         "truncate public.cyberdesk_instances".to_owned(),

@@ -10,50 +10,19 @@ use super::Story;
 use super::fixture::{Entry, Fixture, code};
 
 pub(super) const STORIES: &[Story] = &[
-    ("the app's own statements are answered as before", |p| {
-        Box::pin(own_statements(p))
-    }),
-    ("a deadline may be any that the app can write", |p| {
-        Box::pin(deadlines(p))
-    }),
-    (
-        "every status that can be written leads where it should",
-        |p| Box::pin(guard_table(p)),
-    ),
-    ("a late write of the gateway is absorbed", |p| {
-        Box::pin(late_running(p))
-    }),
-    (
-        "an upsert of a row that is there obeys the rules of an update",
-        |p| Box::pin(upsert(p)),
-    ),
-    (
-        "old rows can be copied in, and those that were over stay over",
-        |p| Box::pin(copy(p)),
-    ),
-    ("another trigger cannot bring an ended desktop back", |p| {
-        Box::pin(other_triggers(p))
-    }),
-    ("an id once used is refused, whoever asks", |p| {
-        Box::pin(id_reuse(p))
-    }),
-    (
-        "an id is refused also while its delete is still open",
-        |p| Box::pin(id_reuse_race(p)),
-    ),
-    (
-        "the operator's columns and the fixed ones cannot be written by others",
-        |p| Box::pin(foreign_writes(p)),
-    ),
-    ("request_shutdown stops what is yours, once", |p| {
-        Box::pin(request_shutdown(p))
-    }),
-    ("an end once asked for beats a later deadline", |p| {
-        Box::pin(no_extension(p))
-    }),
-    ("deleting a row or its user leaves a tombstone", |p| {
-        Box::pin(deletes(p))
-    }),
+    ("the app's own statements are answered as before", |p| Box::pin(own_statements(p))),
+    ("a deadline may be any that the app can write", |p| Box::pin(deadlines(p))),
+    ("every status that can be written leads where it should", |p| Box::pin(guard_table(p))),
+    ("a late write of the gateway is absorbed", |p| Box::pin(late_running(p))),
+    ("an upsert of a row that is there obeys the rules of an update", |p| Box::pin(upsert(p))),
+    ("old rows can be copied in, and those that were over stay over", |p| Box::pin(copy(p))),
+    ("another trigger cannot bring an ended desktop back", |p| Box::pin(other_triggers(p))),
+    ("an id once used is refused, whoever asks", |p| Box::pin(id_reuse(p))),
+    ("an id is refused also while its delete is still open", |p| Box::pin(id_reuse_race(p))),
+    ("the operator's columns and the fixed ones cannot be written by others", |p| Box::pin(foreign_writes(p))),
+    ("request_shutdown stops what is yours, once", |p| Box::pin(request_shutdown(p))),
+    ("an end once asked for beats a later deadline", |p| Box::pin(no_extension(p))),
+    ("deleting a row or its user leaves a tombstone", |p| Box::pin(deletes(p))),
     ("the table cannot be truncated", |p| Box::pin(truncate(p))),
 ];
 
@@ -85,31 +54,13 @@ async fn own_statements(postgres: &Postgres) -> Result<()> {
     assert_eq!(row.get::<_, &str>(1), "running");
 
     // The web page: one's own rows, nobody else's, and nothing without signing in.
-    let page =
-        "select * from public.cyberdesk_instances where user_id = $1 order by created_at desc";
-    let own = fixture
-        .database
-        .request(Caller::User(fixture.user), page, &[&fixture.user])
-        .await?;
+    let page = "select * from public.cyberdesk_instances where user_id = $1 order by created_at desc";
+    let own = fixture.database.request(Caller::User(fixture.user), page, &[&fixture.user]).await?;
     assert_eq!(own.len(), 1);
     let stranger = fixture.database.sign_up().await?;
-    let others = fixture
-        .database
-        .request(Caller::User(stranger), page, &[&fixture.user])
-        .await?;
-    assert!(
-        others.is_empty(),
-        "row-level security hides other people's desktops"
-    );
-    assert_eq!(
-        code(
-            fixture
-                .database
-                .request(Caller::Anon, page, &[&fixture.user])
-                .await
-        ),
-        "42501"
-    );
+    let others = fixture.database.request(Caller::User(stranger), page, &[&fixture.user]).await?;
+    assert!(others.is_empty(), "row-level security hides other people's desktops");
+    assert_eq!(code(fixture.database.request(Caller::Anon, page, &[&fixture.user]).await), "42501");
 
     // The API's stop, in any state: it returns the row each time.
     for status in ["error", "terminated", "error", "terminated"] {
@@ -163,10 +114,7 @@ async fn deadlines(postgres: &Postgres) -> Result<()> {
     }
     let null = fixture
         .app
-        .execute(
-            "insert into public.cyberdesk_instances (user_id, timeout_at) values ($1, null)",
-            &[&fixture.user],
-        )
+        .execute("insert into public.cyberdesk_instances (user_id, timeout_at) values ($1, null)", &[&fixture.user])
         .await;
     assert_eq!(code(null), "23502", "the table's own not null speaks");
     Ok(())
@@ -175,42 +123,12 @@ async fn deadlines(postgres: &Postgres) -> Result<()> {
 async fn guard_table(postgres: &Postgres) -> Result<()> {
     const WRITTEN: [&str; 5] = ["pending", "running", "completed", "error", "terminated"];
     let cases: &[(&str, bool, [&str; 5])] = &[
-        (
-            "pending",
-            false,
-            ["pending", "running", "completed", "error", "terminated"],
-        ),
-        (
-            "running",
-            false,
-            ["running", "running", "completed", "error", "terminated"],
-        ),
-        (
-            "pending",
-            true,
-            ["pending", "pending", "completed", "error", "terminated"],
-        ),
-        (
-            "running",
-            true,
-            ["running", "running", "completed", "error", "terminated"],
-        ),
-        (
-            "completed",
-            false,
-            [
-                "completed",
-                "completed",
-                "completed",
-                "completed",
-                "terminated",
-            ],
-        ),
-        (
-            "error",
-            false,
-            ["error", "error", "error", "error", "terminated"],
-        ),
+        ("pending", false, ["pending", "running", "completed", "error", "terminated"]),
+        ("running", false, ["running", "running", "completed", "error", "terminated"]),
+        ("pending", true, ["pending", "pending", "completed", "error", "terminated"]),
+        ("running", true, ["running", "running", "completed", "error", "terminated"]),
+        ("completed", false, ["completed", "completed", "completed", "completed", "terminated"]),
+        ("error", false, ["error", "error", "error", "error", "terminated"]),
         ("terminated", false, ["terminated"; 5]),
     ];
     let fixture = Fixture::new(postgres).await?;
@@ -221,16 +139,11 @@ async fn guard_table(postgres: &Postgres) -> Result<()> {
                 let id = fixture.insert().await?;
                 fixture.app.query_one(set, &[&id, old]).await?;
                 if *asked {
-                    fixture
-                        .execute("select public.request_shutdown($1)", id)
-                        .await?;
+                    fixture.execute("select public.request_shutdown($1)", id).await?;
                 }
                 let mut expected = *expected;
                 if over {
-                    fixture
-                        .operator
-                        .report(Entry::ended(id, "terminated", "requested", ""))
-                        .await?;
+                    fixture.operator.report(Entry::ended(id, "terminated", "requested", "")).await?;
                     // Over means terminal, and the operator changes no status that is terminal already.
                     expected = match (*old, *written) {
                         ("completed" | "error", "terminated") => "terminated",
@@ -239,8 +152,7 @@ async fn guard_table(postgres: &Postgres) -> Result<()> {
                     };
                 }
                 let row = fixture.app.query_one(set, &[&id, written]).await?;
-                let case =
-                    format!("{old}, shutdown requested: {asked}, over: {over}, {written} written");
+                let case = format!("{old}, shutdown requested: {asked}, over: {over}, {written} written");
                 assert_eq!(row.get::<_, &str>(0), expected, "{case}");
 
                 let seen = fixture.row(id).await?;
@@ -250,11 +162,7 @@ async fn guard_table(postgres: &Postgres) -> Result<()> {
                 assert_eq!(seen.requested, *asked || asked_by_status, "{case}");
                 assert_eq!(seen.ended, over, "{case}");
                 let desired: String = fixture.private("desired", id).await?;
-                assert_eq!(
-                    desired == "present",
-                    live && !*asked && !over,
-                    "{case}: {desired}"
-                );
+                assert_eq!(desired == "present", live && !*asked && !over, "{case}: {desired}");
             }
         }
     }
@@ -270,55 +178,33 @@ async fn late_running(postgres: &Postgres) -> Result<()> {
         let id = fixture.insert().await?;
         fixture.execute(end, id).await?;
         let before = fixture.row(id).await?;
-        let rows = fixture
-            .database
-            .request(Caller::Service, gateway, &[&id])
-            .await?;
+        let rows = fixture.database.request(Caller::Service, gateway, &[&id]).await?;
         assert_eq!(rows[0].get::<_, &str>(0), status);
-        assert_eq!(
-            fixture.row(id).await?,
-            before,
-            "the row is as it was, its address too"
-        );
+        assert_eq!(fixture.row(id).await?, before, "the row is as it was, its address too");
     }
     Ok(())
 }
 
 async fn upsert(postgres: &Postgres) -> Result<()> {
     let fixture = Fixture::new(postgres).await?;
-    let upsert = "insert into public.cyberdesk_instances (id, user_id, status) values ($1, $2, $3::text::public.instance_status)
+    let upsert =
+        "insert into public.cyberdesk_instances (id, user_id, status) values ($1, $2, $3::text::public.instance_status)
          on conflict (id) do update set id = excluded.id, user_id = excluded.user_id, status = excluded.status
          returning status::text";
     let id = fixture.insert_running().await?;
-    for (written, expected) in [
-        ("pending", "running"),
-        ("running", "running"),
-        ("terminated", "terminated"),
-        ("running", "terminated"),
-    ] {
-        let rows = fixture
-            .database
-            .request(Caller::Service, upsert, &[&id, &fixture.user, &written])
-            .await?;
+    for (written, expected) in
+        [("pending", "running"), ("running", "running"), ("terminated", "terminated"), ("running", "terminated")]
+    {
+        let rows = fixture.database.request(Caller::Service, upsert, &[&id, &fixture.user, &written]).await?;
         assert_eq!(rows[0].get::<_, &str>(0), expected, "{written} upserted");
         assert!(!fixture.row(id).await?.ended, "only the operator ends it");
     }
     // The gateway's news by upsert are an update's too.
     let id = fixture.insert().await?;
-    let rows = fixture
-        .database
-        .request(Caller::Service, upsert, &[&id, &fixture.user, &"running"])
-        .await?;
+    let rows = fixture.database.request(Caller::Service, upsert, &[&id, &fixture.user, &"running"]).await?;
     assert_eq!(rows[0].get::<_, &str>(0), "running");
     // A new id by the same statement is an insert.
-    let rows = fixture
-        .database
-        .request(
-            Caller::Service,
-            upsert,
-            &[&Uuid::new_v4(), &fixture.user, &"running"],
-        )
-        .await?;
+    let rows = fixture.database.request(Caller::Service, upsert, &[&Uuid::new_v4(), &fixture.user, &"running"]).await?;
     assert_eq!(rows[0].get::<_, &str>(0), "pending");
     Ok(())
 }
@@ -376,22 +262,11 @@ async fn other_triggers(postgres: &Postgres) -> Result<()> {
              create trigger zz_revive_again after update on public.cyberdesk_instances for each row execute function public.revive_again();",
         )
         .await?;
-    fixture
-        .operator
-        .report(Entry::ended(id, "terminated", "guest-shutdown", ""))
-        .await?;
+    fixture.operator.report(Entry::ended(id, "terminated", "guest-shutdown", "")).await?;
     assert_eq!(fixture.row(id).await?.brief(), "terminated guest-shutdown.");
-    fixture
-        .execute(
-            "update public.cyberdesk_instances set stream_url = null where id = $1",
-            id,
-        )
-        .await?;
+    fixture.execute("update public.cyberdesk_instances set stream_url = null where id = $1", id).await?;
     assert_eq!(fixture.row(id).await?.brief(), "terminated guest-shutdown.");
-    assert_eq!(
-        fixture.operator.look(id, &["desired", "status"]).await?,
-        "absent terminated"
-    );
+    assert_eq!(fixture.operator.look(id, &["desired", "status"]).await?, "absent terminated");
     Ok(())
 }
 
@@ -402,40 +277,20 @@ async fn id_reuse(postgres: &Postgres) -> Result<()> {
     for over in [false, true] {
         let id = fixture.insert_running().await?;
         if over {
-            fixture
-                .operator
-                .report(Entry::ended(id, "error", "guest-crashed", ""))
-                .await?;
+            fixture.operator.report(Entry::ended(id, "error", "guest-crashed", "")).await?;
         }
-        fixture
-            .execute("delete from public.cyberdesk_instances where id = $1", id)
-            .await?;
+        fixture.execute("delete from public.cyberdesk_instances where id = $1", id).await?;
         for user in [fixture.user, stranger] {
-            let error = fixture
-                .app
-                .execute(insert, &[&id, &user])
-                .await
-                .expect_err("the id has been used");
+            let error = fixture.app.execute(insert, &[&id, &user]).await.expect_err("the id has been used");
             let error = error.as_db_error().context("the database refuses")?;
             assert_eq!(error.code().code(), "23505");
-            assert!(
-                error
-                    .hint()
-                    .is_some_and(|hint| hint.contains("leave id out")),
-                "{error:?}"
-            );
+            assert!(error.hint().is_some_and(|hint| hint.contains("leave id out")), "{error:?}");
         }
         let owner: Uuid = fixture.private("user_id", id).await?;
-        assert_eq!(
-            owner, fixture.user,
-            "the tombstone is still the first one's"
-        );
+        assert_eq!(owner, fixture.user, "the tombstone is still the first one's");
     }
     let twice = fixture.insert().await?;
-    assert_eq!(
-        code(fixture.app.execute(insert, &[&twice, &fixture.user]).await),
-        "23505"
-    );
+    assert_eq!(code(fixture.app.execute(insert, &[&twice, &fixture.user]).await), "23505");
     Ok(())
 }
 
@@ -444,12 +299,7 @@ async fn id_reuse_race(postgres: &Postgres) -> Result<()> {
     let id = fixture.insert().await?;
     let mut deleter = fixture.database.connect_as("postgres").await?;
     let delete = deleter.transaction().await?;
-    delete
-        .execute(
-            "delete from public.cyberdesk_instances where id = $1",
-            &[&id],
-        )
-        .await?;
+    delete.execute("delete from public.cyberdesk_instances where id = $1", &[&id]).await?;
     // The insert still sees the row, so the guard leaves it to the primary key, which waits for the delete.
     let insert = async {
         fixture
@@ -503,10 +353,7 @@ async fn foreign_writes(postgres: &Postgres) -> Result<()> {
         .get(0);
     assert!(kept);
     assert_eq!(
-        fixture
-            .operator
-            .look(id, &["desired", "generation", "params"])
-            .await?,
+        fixture.operator.look(id, &["desired", "generation", "params"]).await?,
         r#"present 1 {"size": "small"}"#
     );
     Ok(())
@@ -517,10 +364,7 @@ async fn request_shutdown(postgres: &Postgres) -> Result<()> {
     let stranger = fixture.database.sign_up().await?;
     let ask = "select (r.desktop).id, (r.desktop).status::text, r.changed from public.request_shutdown($1, $2) r";
     let request = async |caller, id: Uuid| -> Result<Option<bool>, tokio_postgres::Error> {
-        let rows = fixture
-            .database
-            .request(caller, ask, &[&id, &"enough for today"])
-            .await?;
+        let rows = fixture.database.request(caller, ask, &[&id, &"enough for today"]).await?;
         Ok(rows.first().map(|row| {
             assert_eq!(row.get::<_, Uuid>(0), id);
             row.get(2)
@@ -529,50 +373,26 @@ async fn request_shutdown(postgres: &Postgres) -> Result<()> {
 
     let id = fixture.insert_running().await?;
     assert_eq!(code(request(Caller::Anon, id).await), "42501");
-    assert_eq!(
-        request(Caller::User(stranger), id).await?,
-        None,
-        "a stranger's call finds nothing"
-    );
-    assert_eq!(
-        request(Caller::User(stranger), Uuid::new_v4()).await?,
-        None,
-        "as if it did not exist"
-    );
+    assert_eq!(request(Caller::User(stranger), id).await?, None, "a stranger's call finds nothing");
+    assert_eq!(request(Caller::User(stranger), Uuid::new_v4()).await?, None, "as if it did not exist");
     assert_eq!(fixture.row(id).await?.brief(), "running");
 
     assert_eq!(request(Caller::User(fixture.user), id).await?, Some(true));
     assert_eq!(request(Caller::User(fixture.user), id).await?, Some(false));
     assert_eq!(request(Caller::Service, id).await?, Some(false));
     let seen = fixture.row(id).await?;
-    assert_eq!(
-        (seen.brief().as_str(), seen.requested),
-        ("running requested", true),
-        "it is stopping"
-    );
+    assert_eq!((seen.brief().as_str(), seen.requested), ("running requested", true), "it is stopping");
     assert_eq!(seen.message.as_deref(), Some("enough for today"));
-    assert_eq!(
-        fixture
-            .operator
-            .look(id, &["desired", "reason", "generation"])
-            .await?,
-        "absent requested 2"
-    );
+    assert_eq!(fixture.operator.look(id, &["desired", "reason", "generation"]).await?, "absent requested 2");
 
     let other = fixture.insert().await?;
     assert_eq!(request(Caller::Service, other).await?, Some(true));
     // By hand: the reason may be left out, and an ended desktop stays as it is.
     let third = fixture.insert().await?;
-    let changed: bool = fixture
-        .app
-        .query_one("select changed from public.request_shutdown($1)", &[&third])
-        .await?
-        .get(0);
+    let changed: bool =
+        fixture.app.query_one("select changed from public.request_shutdown($1)", &[&third]).await?.get(0);
     assert!(changed);
-    fixture
-        .operator
-        .report(Entry::ended(third, "terminated", "requested", ""))
-        .await?;
+    fixture.operator.report(Entry::ended(third, "terminated", "requested", "")).await?;
     let before = fixture.row(third).await?;
     assert_eq!(request(Caller::Service, third).await?, Some(false));
     assert_eq!(fixture.row(third).await?, before);
@@ -580,10 +400,7 @@ async fn request_shutdown(postgres: &Postgres) -> Result<()> {
     // The privileged half, called directly by a browser user, still knows its caller.
     let own = fixture.insert().await?;
     let half = "select cyberdesk.request_shutdown($1, null)";
-    let rows = fixture
-        .database
-        .request(Caller::User(stranger), half, &[&own])
-        .await?;
+    let rows = fixture.database.request(Caller::User(stranger), half, &[&own]).await?;
     assert!(!rows[0].get::<_, bool>(0));
     assert_eq!(fixture.row(own).await?.brief(), "pending");
     Ok(())
@@ -591,50 +408,24 @@ async fn request_shutdown(postgres: &Postgres) -> Result<()> {
 
 async fn no_extension(postgres: &Postgres) -> Result<()> {
     let fixture = Fixture::new(postgres).await?;
-    let extend = "update public.cyberdesk_instances set timeout_at = now() + interval '48 hours' where id = $1 returning id";
+    let extend =
+        "update public.cyberdesk_instances set timeout_at = now() + interval '48 hours' where id = $1 returning id";
     let id = fixture.insert().await?;
     assert_eq!(fixture.execute(extend, id).await?, 1);
-    assert_eq!(
-        fixture
-            .operator
-            .look(id, &["generation", "desired"])
-            .await?,
-        "2 present",
-        "a new deadline is news"
-    );
-    fixture
-        .execute("select public.request_shutdown($1)", id)
-        .await?;
+    assert_eq!(fixture.operator.look(id, &["generation", "desired"]).await?, "2 present", "a new deadline is news");
+    fixture.execute("select public.request_shutdown($1)", id).await?;
     let deadline = fixture.operator.look(id, &["expires_at"]).await?;
-    assert_eq!(
-        fixture.execute(extend, id).await?,
-        1,
-        "the statement finds its row"
-    );
-    assert_eq!(
-        fixture
-            .operator
-            .look(id, &["generation", "desired"])
-            .await?,
-        "3 absent"
-    );
+    assert_eq!(fixture.execute(extend, id).await?, 1, "the statement finds its row");
+    assert_eq!(fixture.operator.look(id, &["generation", "desired"]).await?, "3 absent");
     assert_eq!(fixture.operator.look(id, &["expires_at"]).await?, deadline);
     // The latch holds even where the private row has lost its cause.
-    fixture
-        .execute(
-            "update cyberdesk.desktop set shutdown_requested_at = null where id = $1",
-            id,
-        )
-        .await?;
+    fixture.execute("update cyberdesk.desktop set shutdown_requested_at = null where id = $1", id).await?;
     fixture.execute(extend, id).await?;
     assert_eq!(fixture.operator.look(id, &["desired"]).await?, "absent");
     // What is not wanted differently is no news.
     let quiet = fixture.insert_running().await?;
     fixture
-        .execute(
-            "update public.cyberdesk_instances set stream_url = 'https://x.example' where id = $1",
-            quiet,
-        )
+        .execute("update public.cyberdesk_instances set stream_url = 'https://x.example' where id = $1", quiet)
         .await?;
     assert_eq!(fixture.operator.look(quiet, &["generation"]).await?, "1");
     Ok(())
@@ -642,79 +433,35 @@ async fn no_extension(postgres: &Postgres) -> Result<()> {
 
 async fn deletes(postgres: &Postgres) -> Result<()> {
     let fixture = Fixture::new(postgres).await?;
-    let (row, asked, users) = (
-        fixture.insert_running().await?,
-        fixture.insert_running().await?,
-        fixture.insert_running().await?,
-    );
-    fixture
-        .execute("delete from public.cyberdesk_instances where id = $1", row)
-        .await?;
-    fixture
-        .execute("select public.request_shutdown($1)", asked)
-        .await?;
+    let (row, asked, users) =
+        (fixture.insert_running().await?, fixture.insert_running().await?, fixture.insert_running().await?);
+    fixture.execute("delete from public.cyberdesk_instances where id = $1", row).await?;
+    fixture.execute("select public.request_shutdown($1)", asked).await?;
     // GoTrue's role executes the triggers of the cascade on some versions.
     assert_eq!(fixture.database.delete_user(fixture.user).await?, 1);
 
-    let columns = [
-        "desired",
-        "reason",
-        "status",
-        "row_exists",
-        "ended_at",
-        "generation",
-    ];
-    assert_eq!(
-        fixture.operator.look(row, &columns).await?,
-        "absent row-deleted running false - 2"
-    );
-    assert_eq!(
-        fixture.operator.look(users, &columns).await?,
-        "absent row-deleted running false - 2"
-    );
-    assert_eq!(
-        fixture.operator.look(asked, &columns).await?,
-        "absent requested running false - 2"
-    );
+    let columns = ["desired", "reason", "status", "row_exists", "ended_at", "generation"];
+    assert_eq!(fixture.operator.look(row, &columns).await?, "absent row-deleted running false - 2");
+    assert_eq!(fixture.operator.look(users, &columns).await?, "absent row-deleted running false - 2");
+    assert_eq!(fixture.operator.look(asked, &columns).await?, "absent requested running false - 2");
     assert_eq!(fixture.operator.dirty().await?.len(), 3);
 
     // The tombstone stays until the cluster is clean, and then says so.
     for answer in ["written", "same"] {
-        assert_eq!(
-            fixture
-                .operator
-                .report(Entry::ended(row, "terminated", "row-deleted", ""))
-                .await?,
-            answer
-        );
+        assert_eq!(fixture.operator.report(Entry::ended(row, "terminated", "row-deleted", "")).await?, answer);
     }
     assert_eq!(fixture.operator.live().await?.len(), 2);
-    assert_eq!(
-        fixture
-            .operator
-            .look(row, &["desired", "reason", "status"])
-            .await?,
-        "absent row-deleted terminated"
-    );
+    assert_eq!(fixture.operator.look(row, &["desired", "reason", "status"]).await?, "absent row-deleted terminated");
     Ok(())
 }
 
 async fn truncate(postgres: &Postgres) -> Result<()> {
     let fixture = Fixture::new(postgres).await?;
     let id = fixture.insert().await?;
-    let statement = fixture
-        .app
-        .prepare_typed("truncate public.cyberdesk_instances", &[] as &[Type])
-        .await?;
+    let statement = fixture.app.prepare_typed("truncate public.cyberdesk_instances", &[] as &[Type]).await?;
     assert_eq!(code(fixture.app.execute(&statement, &[]).await), "0A000");
-    let admin = fixture
-        .database
-        .connect_as(cyberdesk_testbed::postgres::SUPERUSER)
-        .await?;
-    assert_eq!(
-        code(admin.execute("truncate auth.users cascade", &[]).await),
-        "0A000"
-    );
+    let admin = fixture.database.connect_as(cyberdesk_testbed::postgres::SUPERUSER).await?;
+    assert_eq!(code(admin.execute("truncate auth.users cascade", &[]).await), "0A000");
     assert_eq!(fixture.row(id).await?.brief(), "pending");
     Ok(())
 }

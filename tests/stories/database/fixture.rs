@@ -25,12 +25,7 @@ impl Fixture {
         let app = database.connect_as("postgres").await?;
         let operator = Operator::lead(&database, 1).await?;
         let user = database.sign_up().await?;
-        Ok(Self {
-            database,
-            app,
-            operator,
-            user,
-        })
+        Ok(Self { database, app, operator, user })
     }
 
     /// Inserts a desktop as the app's ORM does.
@@ -56,10 +51,7 @@ impl Fixture {
     }
 
     pub(crate) async fn execute(&self, statement: &str, id: Uuid) -> Result<u64> {
-        self.app
-            .execute(statement, &[&id])
-            .await
-            .with_context(|| statement.to_owned())
+        self.app.execute(statement, &[&id]).await.with_context(|| statement.to_owned())
     }
 
     /// What the app sees of a row.
@@ -103,10 +95,7 @@ impl Fixture {
     {
         let row = self
             .app
-            .query_one(
-                &format!("select {expression} from cyberdesk.desktop where id = $1"),
-                &[&id],
-            )
+            .query_one(&format!("select {expression} from cyberdesk.desktop where id = $1"), &[&id])
             .await
             .context(expression.to_owned())?;
         Ok(row.try_get(0)?)
@@ -167,34 +156,15 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn of(id: Uuid) -> Self {
-        Self {
-            id,
-            generation: 1,
-            ..Self::default()
-        }
+        Self { id, generation: 1, ..Self::default() }
     }
 
     pub(crate) fn running(id: Uuid) -> Self {
-        Self {
-            vm_uid: Some("vm-1"),
-            status: Some("running"),
-            ..Self::of(id)
-        }
+        Self { vm_uid: Some("vm-1"), status: Some("running"), ..Self::of(id) }
     }
 
-    pub(crate) fn ended(
-        id: Uuid,
-        status: &'static str,
-        reason: &'static str,
-        message: &'static str,
-    ) -> Self {
-        Self {
-            status: Some(status),
-            reason: Some(reason),
-            message: Some(message),
-            ended: true,
-            ..Self::of(id)
-        }
+    pub(crate) fn ended(id: Uuid, status: &'static str, reason: &'static str, message: &'static str) -> Self {
+        Self { status: Some(status), reason: Some(reason), message: Some(message), ended: true, ..Self::of(id) }
     }
 }
 
@@ -210,19 +180,12 @@ impl Operator {
         let client = database.connect_as("cyberdesk_daemon").await?;
         let token = Uuid::new_v4();
         let taken: bool = client
-            .query_one(
-                "select cyberdesk.acquire($1, $2, 'story')",
-                &[&epoch, &token],
-            )
+            .query_one("select cyberdesk.acquire($1, $2, 'story')", &[&epoch, &token])
             .await
             .context("take the fence")?
             .get(0);
         assert!(taken, "epoch {epoch} is the greatest so far");
-        Ok(Self {
-            client,
-            epoch,
-            token,
-        })
+        Ok(Self { client, epoch, token })
     }
 
     /// The one answer to a report of one entry.
@@ -233,10 +196,7 @@ impl Operator {
     }
 
     /// The answers in the entries' order.
-    pub(crate) async fn report_all(
-        &self,
-        entries: &[Entry],
-    ) -> Result<Vec<String>, tokio_postgres::Error> {
+    pub(crate) async fn report_all(&self, entries: &[Entry]) -> Result<Vec<String>, tokio_postgres::Error> {
         let ids: Vec<Uuid> = entries.iter().map(|entry| entry.id).collect();
         let rows = self
             .client
@@ -262,28 +222,19 @@ impl Operator {
     pub(crate) async fn expire(&self, ids: &[Uuid]) -> Result<Vec<String>, tokio_postgres::Error> {
         let rows = self
             .client
-            .query(
-                "select e.id, e.answer from cyberdesk.expire($1, $2, $3) e",
-                &[&self.epoch, &self.token, &ids],
-            )
+            .query("select e.id, e.answer from cyberdesk.expire($1, $2, $3) e", &[&self.epoch, &self.token, &ids])
             .await?;
         Ok(in_order(ids, &rows))
     }
 
     pub(crate) async fn reconcile(&self) -> Result<i64, tokio_postgres::Error> {
-        let row = self
-            .client
-            .query_one(
-                "select cyberdesk.reconcile_projection($1, $2)",
-                &[&self.epoch, &self.token],
-            )
-            .await?;
+        let row =
+            self.client.query_one("select cyberdesk.reconcile_projection($1, $2)", &[&self.epoch, &self.token]).await?;
         Ok(row.get(0))
     }
 
     pub(crate) async fn dirty(&self) -> Result<Vec<Uuid>> {
-        self.ids("select id from cyberdesk.dirty_desktops(1000)")
-            .await
+        self.ids("select id from cyberdesk.dirty_desktops(1000)").await
     }
 
     pub(crate) async fn live(&self) -> Result<Vec<Uuid>> {
@@ -291,21 +242,12 @@ impl Operator {
     }
 
     async fn ids(&self, query: &str) -> Result<Vec<Uuid>> {
-        Ok(self
-            .client
-            .query(query, &[])
-            .await?
-            .iter()
-            .map(|row| row.get(0))
-            .collect())
+        Ok(self.client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
     }
 
     /// Columns of [`desktops_by_id`](../../../sql/README.md) as text, null as `-`, joined by blanks.
     pub(crate) async fn look(&self, id: Uuid, columns: &[&str]) -> Result<String> {
-        let columns: Vec<String> = columns
-            .iter()
-            .map(|column| format!("coalesce(s.{column}::text, '-')"))
-            .collect();
+        let columns: Vec<String> = columns.iter().map(|column| format!("coalesce(s.{column}::text, '-')")).collect();
         let row = self
             .client
             .query_one(
@@ -339,11 +281,7 @@ fn in_order(ids: &[Uuid], rows: &[Row]) -> Vec<String> {
 pub(crate) fn code<T>(result: Result<T, tokio_postgres::Error>) -> String {
     match result {
         Ok(_) => "none".to_owned(),
-        Err(error) => error
-            .code()
-            .expect("the database itself refuses")
-            .code()
-            .to_owned(),
+        Err(error) => error.code().expect("the database itself refuses").code().to_owned(),
     }
 }
 

@@ -14,45 +14,19 @@ use super::fixture::{Entry, Fixture, code, connect};
 
 pub(super) const STORIES: &[Story] = &[
     ("migrating twice changes nothing", |p| Box::pin(twice(p))),
-    ("two migrations at once take turns", |p| {
-        Box::pin(at_once(p))
-    }),
-    (
-        "a plain PostgreSQL gets what Supabase would have brought",
-        |p| Box::pin(plain(p)),
-    ),
-    (
-        "the table that the app's ORM made is taken over, its live desktops adopted",
-        |p| Box::pin(takeover(p)),
-    ),
-    (
-        "the app goes on writing while its table is taken over",
-        |p| Box::pin(live_takeover(p)),
-    ),
-    (
-        "a table that is not as needed is refused before anything is touched",
-        |p| Box::pin(refused(p)),
-    ),
-    ("a foreign function of our name is refused", |p| {
-        Box::pin(foreign_function(p))
-    }),
-    (
-        "Realtime carries the table however the publication was made",
-        |p| Box::pin(publication(p)),
-    ),
-    ("a newer release's migrations do no harm", |p| {
-        Box::pin(newer(p))
-    }),
-    (
-        "the operator's role gets its limits and its password",
-        |p| Box::pin(role(p)),
-    ),
+    ("two migrations at once take turns", |p| Box::pin(at_once(p))),
+    ("a plain PostgreSQL gets what Supabase would have brought", |p| Box::pin(plain(p))),
+    ("the table that the app's ORM made is taken over, its live desktops adopted", |p| Box::pin(takeover(p))),
+    ("the app goes on writing while its table is taken over", |p| Box::pin(live_takeover(p))),
+    ("a table that is not as needed is refused before anything is touched", |p| Box::pin(refused(p))),
+    ("a foreign function of our name is refused", |p| Box::pin(foreign_function(p))),
+    ("Realtime carries the table however the publication was made", |p| Box::pin(publication(p))),
+    ("a newer release's migrations do no harm", |p| Box::pin(newer(p))),
+    ("the operator's role gets its limits and its password", |p| Box::pin(role(p))),
 ];
 
 async fn run(database: &Database) -> Result<Report, Error> {
-    let mut client = connect(&database.url("postgres"))
-        .await
-        .expect("the administrator is let in");
+    let mut client = connect(&database.url("postgres")).await.expect("the administrator is let in");
     migrate(&mut client, None).await
 }
 
@@ -87,17 +61,8 @@ async fn orm_table(app: &Client, rows: i32) -> Result<Uuid> {
 async fn twice(postgres: &Postgres) -> Result<()> {
     let database = postgres.supabase_database().await?;
     let first = run(&database).await?;
-    let names: Vec<String> = MIGRATIONS
-        .iter()
-        .map(|(version, name, _)| format!("{version}_{name}"))
-        .collect();
-    assert_eq!(
-        first,
-        Report {
-            applied: names,
-            adopted_late: 0
-        }
-    );
+    let names: Vec<String> = MIGRATIONS.iter().map(|(version, name, _)| format!("{version}_{name}")).collect();
+    assert_eq!(first, Report { applied: names, adopted_late: 0 });
     assert_eq!(run(&database).await?, Report::default());
 
     // Every object says what it is for.
@@ -120,13 +85,12 @@ async fn twice(postgres: &Postgres) -> Result<()> {
         )
         .await?;
     let silent: Vec<String> = silent.iter().map(|row| row.get(0)).collect();
-    assert_eq!(
-        silent,
-        Vec::<String>::new(),
-        "every table, column and function has its comment"
-    );
+    assert_eq!(silent, Vec::<String>::new(), "every table, column and function has its comment");
     let exposed: i64 = app
-        .query_one("select count(*) from pg_class where relname like 'refinery%' and relnamespace = 'public'::regnamespace", &[])
+        .query_one(
+            "select count(*) from pg_class where relname like 'refinery%' and relnamespace = 'public'::regnamespace",
+            &[],
+        )
         .await?
         .get(0);
     assert_eq!(exposed, 0, "the history is not shown to browsers");
@@ -146,28 +110,14 @@ async fn plain(postgres: &Postgres) -> Result<()> {
     run(&database).await?;
     assert_eq!(run(&database).await?, Report::default());
     let app = database.connect_as("postgres").await?;
-    let user: Uuid = app
-        .query_one("insert into auth.users default values returning id", &[])
-        .await?
-        .get(0);
-    let id: Uuid = app
-        .query_one(
-            "insert into cyberdesk_instances (user_id) values ($1) returning id",
-            &[&user],
-        )
-        .await?
-        .get(0);
-    let changed: bool = app
-        .query_one("select changed from request_shutdown($1)", &[&id])
-        .await?
-        .get(0);
+    let user: Uuid = app.query_one("insert into auth.users default values returning id", &[]).await?.get(0);
+    let id: Uuid =
+        app.query_one("insert into cyberdesk_instances (user_id) values ($1) returning id", &[&user]).await?.get(0);
+    let changed: bool = app.query_one("select changed from request_shutdown($1)", &[&id]).await?.get(0);
     assert!(changed);
     app.execute("delete from auth.users", &[]).await?;
     let daemon = database.connect_as("cyberdesk_daemon").await?;
-    let live: i64 = daemon
-        .query_one("select count(*) from cyberdesk.live_desktops()", &[])
-        .await?
-        .get(0);
+    let live: i64 = daemon.query_one("select count(*) from cyberdesk.live_desktops()", &[]).await?.get(0);
     assert_eq!(live, 1, "its tombstone");
     Ok(())
 }
@@ -176,13 +126,8 @@ async fn takeover(postgres: &Postgres) -> Result<()> {
     let database = postgres.supabase_database().await?;
     let app = database.connect_as("postgres").await?;
     orm_table(&app, 3000).await?;
-    let before: i64 = app
-        .query_one(
-            "select sum(hashtext(c::text))::bigint from cyberdesk_instances c",
-            &[],
-        )
-        .await?
-        .get(0);
+    let before: i64 =
+        app.query_one("select sum(hashtext(c::text))::bigint from cyberdesk_instances c", &[]).await?.get(0);
     run(&database).await?;
 
     let after: i64 = app
@@ -194,17 +139,16 @@ async fn takeover(postgres: &Postgres) -> Result<()> {
         .get(0);
     assert_eq!(before, after, "the app's columns are as they were");
     let unfinished: i64 = app
-        .query_one("select count(*) from cyberdesk_instances where (ended_at is null) <> (status in ('pending', 'running'))", &[])
+        .query_one(
+            "select count(*) from cyberdesk_instances where (ended_at is null) <> (status in ('pending', 'running'))",
+            &[],
+        )
         .await?
         .get(0);
     assert_eq!(unfinished, 0, "what was terminal is over, the rest is not");
 
     let fixture = Fixture::on(database).await?;
-    assert_eq!(
-        fixture.operator.dirty().await?.len(),
-        4,
-        "the live ones are work"
-    );
+    assert_eq!(fixture.operator.dirty().await?.len(), 4, "the live ones are work");
     assert_eq!(fixture.operator.live().await?.len(), 4);
     assert_eq!(
         fixture.operator.reconcile().await?,
@@ -214,41 +158,16 @@ async fn takeover(postgres: &Postgres) -> Result<()> {
     assert_eq!(fixture.operator.reconcile().await?, 0);
 
     // An old row obeys from now on: terminal for ever, its id used.
-    let old: Uuid = app
-        .query_one(
-            "select id from cyberdesk_instances where status = 'error' limit 1",
-            &[],
-        )
-        .await?
-        .get(0);
-    fixture
-        .execute(
-            "update cyberdesk_instances set status = 'running' where id = $1",
-            old,
-        )
-        .await?;
+    let old: Uuid =
+        app.query_one("select id from cyberdesk_instances where status = 'error' limit 1", &[]).await?.get(0);
+    fixture.execute("update cyberdesk_instances set status = 'running' where id = $1", old).await?;
     assert_eq!(fixture.row(old).await?.brief(), "error.");
-    fixture
-        .execute("delete from cyberdesk_instances where id = $1", old)
-        .await?;
-    let again = app
-        .execute(
-            "insert into cyberdesk_instances (id, user_id) values ($1, $2)",
-            &[&old, &fixture.user],
-        )
-        .await;
+    fixture.execute("delete from cyberdesk_instances where id = $1", old).await?;
+    let again =
+        app.execute("insert into cyberdesk_instances (id, user_id) values ($1, $2)", &[&old, &fixture.user]).await;
     assert_eq!(code(again), "23505");
-    let live: Uuid = app
-        .query_one(
-            "select id from cyberdesk_instances where status = 'pending'",
-            &[],
-        )
-        .await?
-        .get(0);
-    assert_eq!(
-        fixture.operator.report(Entry::running(live)).await?,
-        "written"
-    );
+    let live: Uuid = app.query_one("select id from cyberdesk_instances where status = 'pending'", &[]).await?.get(0);
+    assert_eq!(fixture.operator.report(Entry::running(live)).await?, "written");
     Ok(())
 }
 
@@ -265,19 +184,13 @@ async fn live_takeover(postgres: &Postgres) -> Result<()> {
             while !done.load(Ordering::Relaxed) {
                 round += 1;
                 let id: Uuid = app
-                    .query_one(
-                        "insert into cyberdesk_instances (user_id) values ($1) returning id",
-                        &[&user],
-                    )
+                    .query_one("insert into cyberdesk_instances (user_id) values ($1) returning id", &[&user])
                     .await
                     .context("insert")?
                     .get(0);
-                app.execute(
-                    "update cyberdesk_instances set status = 'running' where id = $1",
-                    &[&id],
-                )
-                .await
-                .context("ready")?;
+                app.execute("update cyberdesk_instances set status = 'running' where id = $1", &[&id])
+                    .await
+                    .context("ready")?;
                 app.execute(
                     &format!(
                         "update cyberdesk_instances c set stream_url = 'https://x.example/' || $1::int from
@@ -357,15 +270,11 @@ async fn refused(postgres: &Postgres) -> Result<()> {
     // A column that is lost later is found by the next run.
     let database = postgres.database().await?;
     let app = database.connect_as("postgres").await?;
-    app.batch_execute("alter table cyberdesk_instances drop column message cascade")
-        .await?;
+    app.batch_execute("alter table cyberdesk_instances drop column message cascade").await?;
     let Err(Error::Refused(message)) = run(&database).await else {
         anyhow::bail!("a lost column is refused");
     };
-    assert!(
-        message.contains("column message text is missing"),
-        "{message}"
-    );
+    assert!(message.contains("column message text is missing"), "{message}");
     Ok(())
 }
 
@@ -378,13 +287,8 @@ async fn foreign_function(postgres: &Postgres) -> Result<()> {
         anyhow::bail!("a foreign function is not replaced");
     };
     assert!(message.contains("public.request_shutdown"), "{message}");
-    app.batch_execute("drop function public.request_shutdown(int)")
-        .await?;
-    assert_eq!(
-        run(&database).await?.applied,
-        ["20261123000600_app_functions"],
-        "it goes on where it stopped"
-    );
+    app.batch_execute("drop function public.request_shutdown(int)").await?;
+    assert_eq!(run(&database).await?.applied, ["20261123000600_app_functions"], "it goes on where it stopped");
     Ok(())
 }
 
@@ -392,18 +296,9 @@ async fn publication(postgres: &Postgres) -> Result<()> {
     for (made, member) in [
         ("", true),
         ("drop publication supabase_realtime", false),
-        (
-            "drop publication supabase_realtime; create publication supabase_realtime for all tables",
-            true,
-        ),
-        (
-            "drop publication supabase_realtime; create publication supabase_realtime for tables in schema public",
-            true,
-        ),
-        (
-            "alter publication supabase_realtime owner to supabase_admin",
-            false,
-        ),
+        ("drop publication supabase_realtime; create publication supabase_realtime for all tables", true),
+        ("drop publication supabase_realtime; create publication supabase_realtime for tables in schema public", true),
+        ("alter publication supabase_realtime owner to supabase_admin", false),
     ] {
         let database = postgres.supabase_database().await?;
         let admin = database.connect_as(SUPERUSER).await?;
@@ -415,23 +310,13 @@ async fn publication(postgres: &Postgres) -> Result<()> {
             .get(0);
         assert_eq!(published, member, "{made}");
         let bookkeeping: bool = admin
-            .query_one(
-                "select exists (select from pg_publication_tables where schemaname = 'cyberdesk')",
-                &[],
-            )
+            .query_one("select exists (select from pg_publication_tables where schemaname = 'cyberdesk')", &[])
             .await?
             .get(0);
-        assert_eq!(
-            bookkeeping,
-            made.contains("all tables"),
-            "{made}: only who publishes all publishes ours"
-        );
+        assert_eq!(bookkeeping, made.contains("all tables"), "{made}: only who publishes all publishes ours");
         let fixture = Fixture::on(database).await?;
         let id = fixture.insert().await?;
-        fixture
-            .execute("delete from cyberdesk_instances where id = $1", id)
-            .await
-            .context(made)?;
+        fixture.execute("delete from cyberdesk_instances where id = $1", id).await.context(made)?;
     }
     Ok(())
 }
@@ -465,9 +350,7 @@ async fn role(postgres: &Postgres) -> Result<()> {
         ("TimeZone", "UTC"),
         ("search_path", r#""""#),
     ] {
-        let row = daemon
-            .query_one("select current_setting($1)", &[&setting])
-            .await?;
+        let row = daemon.query_one("select current_setting($1)", &[&setting]).await?;
         assert_eq!(row.get::<_, &str>(0), value, "{setting}");
     }
     Ok(())

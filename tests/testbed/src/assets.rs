@@ -34,9 +34,7 @@ pub struct Assets {
 impl Assets {
     /// Walks down the ladder.
     pub async fn find(part: &Part) -> Result<Self> {
-        if let Some(directory) =
-            std::env::var_os("KUBEBUILDER_ASSETS").filter(|value| !value.is_empty())
-        {
+        if let Some(directory) = std::env::var_os("KUBEBUILDER_ASSETS").filter(|value| !value.is_empty()) {
             return Self::of(Path::new(&directory))
                 .with_context(|| format!("use KUBEBUILDER_ASSETS={}", directory.display()));
         }
@@ -55,10 +53,7 @@ impl Assets {
         let index = envtest::index_url();
         part.step("looking for the release archive of etcd and kube-apiserver");
         if let Err(no_archive) = envtest::fetch(&index, VERSION, &made, part).await {
-            part.step(format!(
-                "no archive ({}); building instead",
-                no_archive.root_cause()
-            ));
+            part.step(format!("no archive ({}); building instead", no_archive.root_cause()));
             if let Err(no_build) = go::build(&["etcd", "kube-apiserver"], &made, part).await {
                 bail!(
                     "etcd and kube-apiserver {VERSION} are needed, and every way to them failed:\n\
@@ -82,33 +77,21 @@ impl Assets {
     fn of(directory: &Path) -> Result<Self> {
         let file = |name: &str| {
             let path = directory.join(name);
-            path.is_file()
-                .then_some(path)
-                .with_context(|| format!("{} has no {name}", directory.display()))
+            path.is_file().then_some(path).with_context(|| format!("{} has no {name}", directory.display()))
         };
-        Ok(Self {
-            etcd: file("etcd")?,
-            kube_apiserver: file("kube-apiserver")?,
-        })
+        Ok(Self { etcd: file("etcd")?, kube_apiserver: file("kube-apiserver")? })
     }
 }
 
 /// A kubectl: of the PATH, of `KUBEBUILDER_ASSETS`, of the cache, or built now.
 pub async fn kubectl(part: &Part) -> Result<PathBuf> {
-    let mut places: Vec<PathBuf> = std::env::var_os("PATH")
-        .iter()
-        .flat_map(std::env::split_paths)
-        .collect();
+    let mut places: Vec<PathBuf> = std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect();
     places.extend(std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from));
     let cache = cache::directory()?;
     let target = cache.join(entry());
     let kubectl = target.join("kubectl");
     places.push(target.clone());
-    if let Some(found) = places
-        .iter()
-        .map(|place| place.join("kubectl"))
-        .find(|path| path.is_file())
-    {
+    if let Some(found) = places.iter().map(|place| place.join("kubectl")).find(|path| path.is_file()) {
         return Ok(found);
     }
     let _lock = cache::lock(&cache, &entry(), part).await?;

@@ -12,35 +12,22 @@ use crate::progress::Part;
 
 /// `$XDG_CACHE_HOME/cyberdesk-testbed`, else `~/.cache/cyberdesk-testbed`.
 pub fn directory() -> Result<PathBuf> {
-    let set = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
-    let path = base
-        .context("find a cache directory: set HOME or XDG_CACHE_HOME")?
-        .join("cyberdesk-testbed");
-    std::fs::create_dir_all(&path)
-        .with_context(|| format!("make the cache directory {}", path.display()))?;
+    let path = base.context("find a cache directory: set HOME or XDG_CACHE_HOME")?.join("cyberdesk-testbed");
+    std::fs::create_dir_all(&path).with_context(|| format!("make the cache directory {}", path.display()))?;
     Ok(path)
 }
 
 /// Takes the lock `NAME.lock` in `directory`; it is held until the file is dropped, or the process ends.
 pub async fn lock(directory: &Path, name: &str, part: &Part) -> Result<File> {
     let path = directory.join(format!("{name}.lock"));
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path);
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("open {}", path.display()))?;
     if file.try_lock().is_ok() {
         return Ok(file);
     }
-    part.slow(format!(
-        "waits for another run that is filling the cache with {name}"
-    ));
+    part.slow(format!("waits for another run that is filling the cache with {name}"));
     tokio::task::spawn_blocking(move || file.lock().map(|()| file))
         .await?
         .with_context(|| format!("lock {}", path.display()))

@@ -49,16 +49,9 @@ impl ControlPlane {
         part.step("starting etcd");
         let (etcd, etcd_port) = retry_ports(|| start_etcd(&assets, scratch)).await?;
         part.step("starting kube-apiserver");
-        let (api_server, port) =
-            retry_ports(|| start_api_server(&assets, &identities, etcd_port, scratch)).await?;
+        let (api_server, port) = retry_ports(|| start_api_server(&assets, &identities, etcd_port, scratch)).await?;
         let kubeconfig = scratch.path().join(KUBE_APISERVER).join("kubeconfig");
-        let control_plane = Self {
-            api_server,
-            etcd,
-            port,
-            kubeconfig,
-            identities,
-        };
+        let control_plane = Self { api_server, etcd, port, kubeconfig, identities };
         part.step("waiting for the API to be ready");
         control_plane.ready().await?;
         part.step("applying the CRDs");
@@ -73,17 +66,13 @@ impl ControlPlane {
         let client = self.client().await?;
         loop {
             let request = http::Request::get("/readyz").body(Vec::new())?;
-            let answer =
-                tokio::time::timeout(Duration::from_secs(5), client.request_text(request)).await;
+            let answer = tokio::time::timeout(Duration::from_secs(5), client.request_text(request)).await;
             match answer {
                 Ok(Ok(_)) => return Ok(()),
                 _ if self.api_server.has_ended() => return Err(self.api_server.last_words()),
                 _ if self.etcd.has_ended() => return Err(self.etcd.last_words()),
                 _ if Instant::now() > deadline => {
-                    return Err(self
-                        .api_server
-                        .last_words()
-                        .context("the API server does not become ready"));
+                    return Err(self.api_server.last_words().context("the API server does not become ready"));
                 }
                 _ => tokio::time::sleep(Duration::from_millis(50)).await,
             }
@@ -98,8 +87,7 @@ impl ControlPlane {
     /// The administrator's configuration, with kube's own retries off.
     pub async fn config(&self) -> Result<kube::Config> {
         let kubeconfig = Kubeconfig::from_yaml(&self.identities.kubeconfig(self.port))?;
-        let mut config =
-            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         config.default_retry = false;
         Ok(config)
     }
@@ -113,39 +101,20 @@ impl ControlPlane {
     pub async fn service_account(&self, namespace: &str, name: &str) -> Result<kube::Config> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client().await?, namespace);
         let request = TokenRequest {
-            spec: TokenRequestSpec {
-                audiences: vec![ISSUER.to_owned()],
-                ..TokenRequestSpec::default()
-            },
+            spec: TokenRequestSpec { audiences: vec![ISSUER.to_owned()], ..TokenRequestSpec::default() },
             ..TokenRequest::default()
         };
-        let answer = accounts
-            .create_token_request(name, &PostParams::default(), &request)
-            .await;
-        let answer = answer.with_context(|| {
-            format!("have a token made for the ServiceAccount {namespace}/{name}")
-        })?;
-        let token = answer
-            .status
-            .context("the token request has no answer")?
-            .token;
+        let answer = accounts.create_token_request(name, &PostParams::default(), &request).await;
+        let answer = answer.with_context(|| format!("have a token made for the ServiceAccount {namespace}/{name}"))?;
+        let token = answer.status.context("the token request has no answer")?.token;
         let mut config = self.config().await?;
-        config.auth_info = kube::config::AuthInfo {
-            token: Some(token.into()),
-            ..Default::default()
-        };
+        config.auth_info = kube::config::AuthInfo { token: Some(token.into()), ..Default::default() };
         Ok(config)
     }
 
     /// A client of a ServiceAccount that exists, on the current runtime.
-    pub async fn client_for_service_account(
-        &self,
-        namespace: &str,
-        name: &str,
-    ) -> Result<kube::Client> {
-        Ok(kube::Client::try_from(
-            self.service_account(namespace, name).await?,
-        )?)
+    pub async fn client_for_service_account(&self, namespace: &str, name: &str) -> Result<kube::Client> {
+        Ok(kube::Client::try_from(self.service_account(namespace, name).await?)?)
     }
 
     /// The API server's process: to kill, freeze or start again ([`ControlPlane::ready`] waits for that).
@@ -182,11 +151,7 @@ async fn retry_ports<F: Future<Output = Result<(Supervised, u16)>>>(
     loop {
         attempts += 1;
         match start().await {
-            Err(error)
-                if attempts < 3 && format!("{error:#}").contains("address already in use") =>
-            {
-                drop(error)
-            }
+            Err(error) if attempts < 3 && format!("{error:#}").contains("address already in use") => drop(error),
             done => return done,
         }
     }
@@ -210,29 +175,14 @@ async fn start_etcd(assets: &Assets, scratch: &Scratch) -> Result<(Supervised, u
         "--quota-backend-bytes=4294967296".to_owned(),
         "--log-level=warn".to_owned(),
     ];
-    let mut spec = Spec::new(
-        ETCD,
-        Program::new(&assets.etcd, args),
-        &directory,
-        directory.join("log"),
-    );
+    let mut spec = Spec::new(ETCD, Program::new(&assets.etcd, args), &directory, directory.join("log"));
     scratch.removed_with(&mut spec);
     let etcd = Supervised::spawn(&spec)?;
     listens(&etcd, port).await?;
     // Two API servers on one store would be two testbeds in one world.
-    let members = crate::assets::http_client()?
-        .post(format!("{url}/v3/cluster/member/list"))
-        .body("{}")
-        .send();
-    let members = members
-        .await
-        .context("ask etcd for its name")?
-        .text()
-        .await?;
-    ensure!(
-        members.contains(&name),
-        "address already in use: another etcd listens on port {port}"
-    );
+    let members = crate::assets::http_client()?.post(format!("{url}/v3/cluster/member/list")).body("{}").send();
+    let members = members.await.context("ask etcd for its name")?.text().await?;
+    ensure!(members.contains(&name), "address already in use: another etcd listens on port {port}");
     Ok((etcd, port))
 }
 
@@ -244,9 +194,7 @@ async fn start_api_server(
 ) -> Result<(Supervised, u16)> {
     let directory = scratch.directory(KUBE_APISERVER, None)?;
     let port = free_port()?;
-    identities
-        .write(&directory, port)
-        .context("write certificates")?;
+    identities.write(&directory, port).context("write certificates")?;
     let file = |name: &str| directory.join(name).display().to_string();
     let mut args = vec![
         format!("--etcd-servers=http://{}:{etcd_port}", Ipv4Addr::LOCALHOST),
@@ -256,15 +204,9 @@ async fn start_api_server(
         format!("--tls-cert-file={}", file("server.crt")),
         format!("--tls-private-key-file={}", file("server.key")),
         format!("--service-account-key-file={}", file("service-account.pub")),
-        format!(
-            "--service-account-signing-key-file={}",
-            file("service-account.key")
-        ),
+        format!("--service-account-signing-key-file={}", file("service-account.key")),
         format!("--service-account-issuer={ISSUER}"),
-        format!(
-            "--requestheader-client-ca-file={}",
-            file("front-proxy-ca.crt")
-        ),
+        format!("--requestheader-client-ca-file={}", file("front-proxy-ca.crt")),
         format!("--proxy-client-cert-file={}", file("front-proxy.crt")),
         format!("--proxy-client-key-file={}", file("front-proxy.key")),
     ];

@@ -93,11 +93,7 @@ impl Demo {
         if self.keep {
             stay(&told, &mut interrupt).await?;
         }
-        Ok(if told.faults.is_empty() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        })
+        Ok(if told.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     async fn show(&self) -> Result<Told> {
@@ -123,11 +119,7 @@ impl Demo {
         } else {
             complain(&faults, operator)?;
         }
-        Ok(Told {
-            world,
-            users,
-            faults,
-        })
+        Ok(Told { world, users, faults })
     }
 }
 
@@ -167,10 +159,7 @@ async fn tell(world: &World, operator: &Operator, users: &Users) -> Result<Vec<S
 
     let mut faults: Vec<String> = board.desktops.iter().filter_map(verdict::fault).collect();
     if began.elapsed() >= PATIENCE {
-        faults.push(format!(
-            "the story was not over after {} s",
-            PATIENCE.as_secs()
-        ));
+        faults.push(format!("the story was not over after {} s", PATIENCE.as_secs()));
     }
     faults.extend(left_behind(world).await?);
     let mut lines = vec![String::new()];
@@ -197,19 +186,13 @@ async fn left_behind(world: &World) -> Result<Vec<String>> {
     };
     match timeout(Duration::from_secs(5), clean).await {
         Ok(looked) => looked.map(|()| vec![]),
-        Err(_) => Ok(left
-            .iter()
-            .map(|object| format!("left in the cluster: {object}"))
-            .collect()),
+        Err(_) => Ok(left.iter().map(|object| format!("left in the cluster: {object}")).collect()),
     }
 }
 
 /// Says what went wrong, and keeps what the operator had to say about it.
 fn complain(faults: &[String], operator: &Operator) -> Result<()> {
-    let log: PathBuf = std::env::temp_dir().join(format!(
-        "cyberdesk-demo-operator-{}.log",
-        std::process::id()
-    ));
+    let log: PathBuf = std::env::temp_dir().join(format!("cyberdesk-demo-operator-{}.log", std::process::id()));
     operator.save_log(&log)?;
     eprintln!("The operator's log ends so:");
     for line in operator.last_lines(LAST_LINES)?.lines() {
@@ -226,11 +209,7 @@ fn complain(faults: &[String], operator: &Operator) -> Result<()> {
 /// Stays up until told to end.
 async fn stay(told: &Told, interrupt: &mut Interrupt) -> Result<()> {
     let running = told.world.announce()?;
-    let operator = told
-        .world
-        .operator
-        .as_ref()
-        .context("no operator was started")?;
+    let operator = told.world.operator.as_ref().context("no operator was started")?;
     let log = operator.process().log().display().to_string();
     let tools = look_around::Tools::of_this_machine();
     say("")?;

@@ -12,11 +12,7 @@ impl Interrupt {
 
     pub(crate) fn listen() -> Result<Self> {
         let on = |kind| signal(kind).context("listen for signals");
-        Ok(Self([
-            on(SignalKind::interrupt())?,
-            on(SignalKind::terminate())?,
-            on(SignalKind::hangup())?,
-        ]))
+        Ok(Self([on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?]))
     }
 
     /// Resolves when told to end.

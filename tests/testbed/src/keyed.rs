@@ -56,10 +56,7 @@ impl Hint {
 
 impl<K: Clone + Eq + Hash + Send + Sync + 'static> Keyed<K> {
     /// Loops that run `pass`, at most `width` of them at once.
-    pub fn new(
-        width: usize,
-        pass: impl Fn(K) -> BoxFuture<'static, Next> + Send + Sync + 'static,
-    ) -> Self {
+    pub fn new(width: usize, pass: impl Fn(K) -> BoxFuture<'static, Next> + Send + Sync + 'static) -> Self {
         Self {
             pass: Arc::new(pass),
             width: Arc::new(Semaphore::new(width)),
@@ -81,13 +78,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Keyed<K> {
 
         let mut tasks = self.tasks.lock().expect("no holder of this lock panics");
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(turn(
-            key,
-            hint,
-            self.pass.clone(),
-            self.width.clone(),
-            self.loops.clone(),
-        ));
+        tasks.spawn(turn(key, hint, self.pass.clone(), self.width.clone(), self.loops.clone()));
     }
 }
 
@@ -142,13 +133,8 @@ mod tests {
         keyed.hint(7);
         keyed.hint(7);
         gate.send(Next::Rest).expect("waiting");
-        assert_eq!(
-            passes.recv().await,
-            Some(7),
-            "the hints given meanwhile cause one pass"
-        );
-        gate.send(Next::In(Duration::from_secs(5)))
-            .expect("waiting");
+        assert_eq!(passes.recv().await, Some(7), "the hints given meanwhile cause one pass");
+        gate.send(Next::In(Duration::from_secs(5))).expect("waiting");
         assert_eq!(passes.recv().await, Some(7), "the time it asked for");
         gate.send(Next::Gone).expect("waiting");
         while !keyed.loops.lock().expect("lock").is_empty() {

@@ -29,20 +29,12 @@ pub const DEFAULT_GRACE_SECONDS: i64 = 30;
 
 /// The VirtualMachine kind.
 pub fn vm_resource() -> ApiResource {
-    ApiResource::from_gvk(&GroupVersionKind::gvk(
-        "kubevirt.io",
-        "v1",
-        "VirtualMachine",
-    ))
+    ApiResource::from_gvk(&GroupVersionKind::gvk("kubevirt.io", "v1", "VirtualMachine"))
 }
 
 /// The VirtualMachineInstance kind.
 pub fn vmi_resource() -> ApiResource {
-    ApiResource::from_gvk(&GroupVersionKind::gvk(
-        "kubevirt.io",
-        "v1",
-        "VirtualMachineInstance",
-    ))
+    ApiResource::from_gvk(&GroupVersionKind::gvk("kubevirt.io", "v1", "VirtualMachineInstance"))
 }
 
 /// VirtualMachines of one namespace.
@@ -62,14 +54,8 @@ pub fn as_kubevirt(client: &Client) -> Client {
     let client = client.clone();
     let service = tower::service_fn(move |mut request: Request<Body>| {
         let headers = request.headers_mut();
-        headers.insert(
-            "Impersonate-User",
-            HeaderValue::from_static(CONTROLLER_USER),
-        );
-        headers.insert(
-            "Impersonate-Group",
-            HeaderValue::from_static("system:masters"),
-        );
+        headers.insert("Impersonate-User", HeaderValue::from_static(CONTROLLER_USER));
+        headers.insert("Impersonate-Group", HeaderValue::from_static("system:masters"));
         let client = client.clone();
         async move { client.send(request).await }
     });
@@ -96,47 +82,30 @@ pub fn is_deleting<K: Resource>(object: &K) -> bool {
 
 /// Whether the object carries this finalizer.
 pub fn has_finalizer<K: Resource>(object: &K, finalizer: &str) -> bool {
-    object
-        .meta()
-        .finalizers
-        .iter()
-        .flatten()
-        .any(|held| held == finalizer)
+    object.meta().finalizers.iter().flatten().any(|held| held == finalizer)
 }
 
 /// The UID of the object's controlling owner.
 pub fn controller_uid<K: Resource>(object: &K) -> Option<&str> {
     let mut owners = object.meta().owner_references.iter().flatten();
-    owners
-        .find(|owner| owner.controller == Some(true))
-        .map(|owner| owner.uid.as_str())
+    owners.find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.as_str())
 }
 
 /// An annotation's value.
 pub fn annotation<'a, K: Resource>(object: &'a K, key: &str) -> Option<&'a str> {
-    object
-        .meta()
-        .annotations
-        .as_ref()?
-        .get(key)
-        .map(String::as_str)
+    object.meta().annotations.as_ref()?.get(key).map(String::as_str)
 }
 
 /// The condition of this type in a status.
 pub fn condition<'a>(status: &'a Value, kind: &str) -> Option<&'a Value> {
-    status["conditions"]
-        .as_array()?
-        .iter()
-        .find(|condition| condition["type"] == kind)
+    status["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)
 }
 
 /// Sets or removes one condition. One that says the same already keeps its transition time, so that setting it again
 /// is not a change.
 pub fn set_condition(status: &mut Value, kind: &str, wanted: Option<Value>) {
     let mut conditions = status["conditions"].as_array().cloned().unwrap_or_default();
-    let position = conditions
-        .iter()
-        .position(|condition| condition["type"] == kind);
+    let position = conditions.iter().position(|condition| condition["type"] == kind);
     match (position, wanted) {
         (Some(at), Some(wanted)) if says_the_same(&conditions[at], &wanted) => return,
         (Some(at), Some(wanted)) => conditions[at] = wanted,
@@ -149,19 +118,11 @@ pub fn set_condition(status: &mut Value, kind: &str, wanted: Option<Value>) {
 
 /// Compares what two conditions say, not when they began to.
 fn says_the_same(one: &Value, other: &Value) -> bool {
-    ["status", "reason", "message"]
-        .iter()
-        .all(|key| one[key] == other[key])
+    ["status", "reason", "message"].iter().all(|key| one[key] == other[key])
 }
 
 /// A condition as it stands in a status, beginning now.
-pub fn new_condition(
-    kind: &str,
-    status: bool,
-    reason: &str,
-    message: &str,
-    now: Timestamp,
-) -> Value {
+pub fn new_condition(kind: &str, status: bool, reason: &str, message: &str, now: Timestamp) -> Value {
     let mut condition = json!({
         "type": kind,
         "status": if status { "True" } else { "False" },
@@ -179,10 +140,7 @@ pub fn new_condition(
 /// Moves a VMI's status to a phase and notes when, once per phase.
 pub fn enter_phase(status: &mut Value, phase: &str, now: Timestamp) {
     status["phase"] = json!(phase);
-    let mut seen = status["phaseTransitionTimestamps"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
+    let mut seen = status["phaseTransitionTimestamps"].as_array().cloned().unwrap_or_default();
     if !seen.iter().any(|entry| entry["phase"] == phase) {
         seen.push(json!({ "phase": phase, "phaseTransitionTimestamp": seconds(now) }));
         status["phaseTransitionTimestamps"] = Value::Array(seen);

@@ -62,22 +62,10 @@ impl Testbed {
         let scratch = scratch::Scratch::new()?;
         let (database, cluster) = (progress.part("postgres"), progress.part("kubernetes"));
         let (postgres, control_plane) = tokio::try_join!(
-            async {
-                Postgres::start(&options.postgres, &scratch, &database)
-                    .await
-                    .context("start Postgres")
-            },
-            async {
-                ControlPlane::start(&scratch, &cluster)
-                    .await
-                    .context("start the control plane")
-            },
+            async { Postgres::start(&options.postgres, &scratch, &database).await.context("start Postgres") },
+            async { ControlPlane::start(&scratch, &cluster).await.context("start the control plane") },
         )?;
-        Ok(Self {
-            postgres,
-            control_plane,
-            scratch,
-        })
+        Ok(Self { postgres, control_plane, scratch })
     }
 
     /// Where its data is while it runs.

@@ -64,12 +64,8 @@ enum KubeVirt {
 fn main() -> ExitCode {
     supervise::become_supervisor_if_asked();
     become_operator_if_asked();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    let done = runtime
-        .context("start a runtime")
-        .and_then(|runtime| runtime.block_on(run(Cli::parse())));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let done = runtime.context("start a runtime").and_then(|runtime| runtime.block_on(run(Cli::parse())));
     match done {
         Ok(code) => code,
         Err(error) => {
@@ -136,8 +132,5 @@ async fn kubectl(args: &[std::ffi::OsString]) -> Result<ExitCode> {
         command.env("KUBECONFIG", Running::find()?.kubeconfig);
     }
     let status = command.args(args).status().await.context("run kubectl")?;
-    Ok(status
-        .code()
-        .and_then(|code| u8::try_from(code).ok())
-        .map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }

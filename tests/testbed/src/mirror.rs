@@ -24,10 +24,7 @@ pub struct Key {
 impl Key {
     /// The key of this object.
     pub fn of<K: Resource>(object: &K) -> Self {
-        Self {
-            namespace: object.namespace().unwrap_or_default(),
-            name: object.name_any(),
-        }
+        Self { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
     }
 }
 
@@ -56,11 +53,7 @@ impl<K> Clone for Mirror<K> {
 
 impl<K> Default for Mirror<K> {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Content {
-            objects: HashMap::new(),
-            owned: HashMap::new(),
-            gone: HashSet::new(),
-        })))
+        Self(Arc::new(Mutex::new(Content { objects: HashMap::new(), owned: HashMap::new(), gone: HashSet::new() })))
     }
 }
 
@@ -78,19 +71,13 @@ impl<K: Resource> Mirror<K> {
     pub fn owned_by(&self, uid: &str) -> Vec<Arc<K>> {
         let content = self.content();
         let keys = content.owned.get(uid).into_iter().flatten();
-        keys.filter_map(|key| content.objects.get(key).cloned())
-            .collect()
+        keys.filter_map(|key| content.objects.get(key).cloned()).collect()
     }
 
     /// Takes in an object that an API call answered with.
     pub fn learn(&self, object: K) {
         let mut content = self.content();
-        if !object
-            .meta()
-            .uid
-            .as_ref()
-            .is_some_and(|uid| content.gone.contains(uid))
-        {
+        if !object.meta().uid.as_ref().is_some_and(|uid| content.gone.contains(uid)) {
             content.put(object);
         }
     }
@@ -99,22 +86,14 @@ impl<K: Resource> Mirror<K> {
         let mut content = self.content();
         content.gone.extend(object.meta().uid.clone());
         let key = Key::of(object);
-        if content
-            .objects
-            .get(&key)
-            .is_some_and(|held| held.meta().uid == object.meta().uid)
-        {
+        if content.objects.get(&key).is_some_and(|held| held.meta().uid == object.meta().uid) {
             content.take_out(&key);
         }
     }
 
     /// Feeds the mirror from a watch for ever, and names the object after each event once it is in the mirror. An object
     /// that a complete list no longer holds is named too.
-    pub async fn follow(
-        self,
-        watch: impl Stream<Item = Result<Event<K>, Error>>,
-        changed: impl Fn(&K),
-    ) {
+    pub async fn follow(self, watch: impl Stream<Item = Result<Event<K>, Error>>, changed: impl Fn(&K)) {
         let mut listed: HashSet<Option<String>> = HashSet::new();
         let mut watch = std::pin::pin!(watch);
         while let Some(event) = watch.next().await {
@@ -127,12 +106,7 @@ impl<K: Resource> Mirror<K> {
                 Ok(Event::InitDone) => {
                     let vanished: Vec<Arc<K>> = {
                         let content = self.content();
-                        content
-                            .objects
-                            .values()
-                            .filter(|held| !listed.contains(&held.meta().uid))
-                            .cloned()
-                            .collect()
+                        content.objects.values().filter(|held| !listed.contains(&held.meta().uid)).cloned().collect()
                     };
                     for object in vanished {
                         self.forget(&object);
@@ -168,10 +142,7 @@ impl<K: Resource> Content<K> {
             self.take_out(&key);
         }
         if let Some(owner) = controller_uid(&object) {
-            self.owned
-                .entry(owner.to_owned())
-                .or_default()
-                .insert(key.clone());
+            self.owned.entry(owner.to_owned()).or_default().insert(key.clone());
         }
         self.objects.insert(key, Arc::new(object));
     }
@@ -193,12 +164,7 @@ impl<K: Resource> Content<K> {
 
 /// Versions of one object are comparable as numbers (guaranteed since Kubernetes 1.35).
 fn version<K: Resource>(object: &K) -> u64 {
-    object
-        .meta()
-        .resource_version
-        .as_deref()
-        .and_then(|version| version.parse().ok())
-        .unwrap_or(0)
+    object.meta().resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -224,38 +190,22 @@ mod tests {
         let mirror = Mirror::default();
         mirror.learn(pod("a", "10"));
         mirror.learn(pod("a", "9"));
-        assert_eq!(
-            held(&mirror),
-            Some(("a".into(), "10".into())),
-            "an older version is ignored"
-        );
+        assert_eq!(held(&mirror), Some(("a".into(), "10".into())), "an older version is ignored");
 
         let events = [Ok(Event::Delete(pod("a", "11")))];
-        mirror
-            .clone()
-            .follow(futures::stream::iter(events), |_| ())
-            .await;
+        mirror.clone().follow(futures::stream::iter(events), |_| ()).await;
         mirror.learn(pod("a", "10"));
         assert_eq!(held(&mirror), None, "a late answer does not bring it back");
 
         mirror.learn(pod("b", "12"));
-        assert_eq!(
-            held(&mirror),
-            Some(("b".into(), "12".into())),
-            "the next of that name is another object"
-        );
+        assert_eq!(held(&mirror), Some(("b".into(), "12".into())), "the next of that name is another object");
 
         let named = Mutex::new(Vec::new());
         let relist = [Ok(Event::Init), Ok(Event::InitDone)];
         mirror
             .clone()
-            .follow(futures::stream::iter(relist), |pod: &Pod| {
-                named.lock().expect("lock").push(pod.uid())
-            })
+            .follow(futures::stream::iter(relist), |pod: &Pod| named.lock().expect("lock").push(pod.uid()))
             .await;
-        assert_eq!(
-            (held(&mirror), named.into_inner().expect("lock")),
-            (None, vec![Some("b".into())])
-        );
+        assert_eq!((held(&mirror), named.into_inner().expect("lock")), (None, vec![Some("b".into())]));
     }
 }

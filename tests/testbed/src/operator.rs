@@ -35,12 +35,7 @@ pub struct Operator {
 impl Operator {
     /// Starts it on a migrated database and a cluster that serves all kinds, and waits until it holds the fence: from
     /// then on it reads and writes.
-    pub async fn start(
-        database: &Database,
-        kubeconfig: &Path,
-        scratch: &Scratch,
-        part: &Part,
-    ) -> Result<Self> {
+    pub async fn start(database: &Database, kubeconfig: &Path, scratch: &Scratch, part: &Part) -> Result<Self> {
         part.step("starting cyberdesk-operator run");
         let directory = scratch.directory("operator", None)?;
         let program = Program::new(supervise::executable()?, [ARGUMENT, "run"]);
@@ -56,10 +51,7 @@ impl Operator {
             ("CYBERDESK_TEMPLATES", ""),
             ("CYBERDESK_LOG_FORMAT", "text"),
         ];
-        spec.env = settings
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
+        spec.env = settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         scratch.removed_with(&mut spec);
         let process = Supervised::spawn(&spec)?;
         let pid = process.running().await?;

@@ -55,11 +55,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            version: None,
-            settings: Vec::new(),
-            migrate: Some(|url| apply_migrations(url).boxed()),
-        }
+        Self { version: None, settings: Vec::new(), migrate: Some(|url| apply_migrations(url).boxed()) }
     }
 }
 
@@ -87,41 +83,21 @@ impl Postgres {
         let binaries = Binaries::find(options.version, account.is_some(), part).await?;
         part.step(format!("starting PostgreSQL {}", binaries.version));
         let (server, address) = launch(&binaries, account, options, scratch).await?;
-        let mut postgres = Self {
-            server,
-            address,
-            version: binaries.version,
-            template: database::SUPABASE,
-        };
+        let mut postgres = Self { server, address, version: binaries.version, template: database::SUPABASE };
         part.step("filling the templates");
         postgres.fill_templates(options.migrate).await?;
-        part.done(&format!(
-            "PostgreSQL {} on port {}",
-            postgres.version, postgres.address.port
-        ));
+        part.done(&format!("PostgreSQL {} on port {}", postgres.version, postgres.address.port));
         Ok(postgres)
     }
 
     /// A fresh, migrated database.
     pub async fn database(&self) -> Result<Database> {
-        Database::create(
-            self.address.port,
-            &fresh_name(),
-            self.template,
-            ADMINISTRATOR,
-        )
-        .await
+        Database::create(self.address.port, &fresh_name(), self.template, ADMINISTRATOR).await
     }
 
     /// A fresh database with the parts of Supabase and nothing of ours.
     pub async fn supabase_database(&self) -> Result<Database> {
-        Database::create(
-            self.address.port,
-            &fresh_name(),
-            database::SUPABASE,
-            ADMINISTRATOR,
-        )
-        .await
+        Database::create(self.address.port, &fresh_name(), database::SUPABASE, ADMINISTRATOR).await
     }
 
     /// A fresh database as plain PostgreSQL makes it: no schema `auth`, no publication. The roles are the cluster's,
@@ -132,11 +108,7 @@ impl Postgres {
 
     /// A database under a name of one's own: migrated, or with the parts of Supabase only.
     pub async fn database_named(&self, name: &str, migrated: bool) -> Result<Database> {
-        let template = if migrated {
-            self.template
-        } else {
-            database::SUPABASE
-        };
+        let template = if migrated { self.template } else { database::SUPABASE };
         Database::create(self.address.port, name, template, ADMINISTRATOR).await
     }
 
@@ -170,32 +142,15 @@ impl Postgres {
     }
 
     async fn fill_templates(&mut self, migrate: Option<Migrate>) -> Result<()> {
-        let template = Database::create(
-            self.address.port,
-            database::SUPABASE,
-            "template0",
-            SUPERUSER,
-        )
-        .await?
-        .kept();
+        let template = Database::create(self.address.port, database::SUPABASE, "template0", SUPERUSER).await?.kept();
         let client = template.connect_as(SUPERUSER).await?;
-        client
-            .batch_execute(include_str!("postgres/supabase.sql"))
-            .await
-            .context("apply supabase.sql")?;
+        client.batch_execute(include_str!("postgres/supabase.sql")).await.context("apply supabase.sql")?;
         drop(client);
         if let Some(migrate) = migrate {
-            let template = Database::create(
-                self.address.port,
-                database::MIGRATED,
-                database::SUPABASE,
-                ADMINISTRATOR,
-            )
-            .await?
-            .kept();
-            migrate(template.url(ADMINISTRATOR))
-                .await
-                .context("migrate the template database")?;
+            let template = Database::create(self.address.port, database::MIGRATED, database::SUPABASE, ADMINISTRATOR)
+                .await?
+                .kept();
+            migrate(template.url(ADMINISTRATOR)).await.context("migrate the template database")?;
             self.template = database::MIGRATED;
         }
         Ok(())
@@ -219,40 +174,19 @@ async fn launch(
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let address = Address {
-            port: free_port()?,
-            cluster: Uuid::new_v4().simple().to_string(),
-        };
+        let address = Address { port: free_port()?, cluster: Uuid::new_v4().simple().to_string() };
         let directory = scratch.directory(&format!("postgres-{}", address.cluster), account)?;
         let data = directory.join("data");
         let log = directory.join("log");
-        let mut settings = vec![
-            format!("port={}", address.port),
-            format!("cluster_name={}", address.cluster),
-        ];
+        let mut settings = vec![format!("port={}", address.port), format!("cluster_name={}", address.cluster)];
         settings.extend(SETTINGS.iter().map(|setting| (*setting).to_owned()));
-        settings.extend(
-            options
-                .settings
-                .iter()
-                .map(|(name, value)| format!("{name}={value}")),
-        );
+        settings.extend(options.settings.iter().map(|(name, value)| format!("{name}={value}")));
         let mut args = vec!["-D".into(), data.clone().into_os_string()];
         for setting in settings {
             args.extend(["-c".into(), setting.into()]);
         }
-        let mut spec = Spec::new(
-            "postgres",
-            Program::new(binaries.directory.join("postgres"), args),
-            &directory,
-            log,
-        );
-        let mut initdb = vec![
-            "--pgdata".into(),
-            data.into_os_string(),
-            "--username".into(),
-            SUPERUSER.into(),
-        ];
+        let mut spec = Spec::new("postgres", Program::new(binaries.directory.join("postgres"), args), &directory, log);
+        let mut initdb = vec!["--pgdata".into(), data.into_os_string(), "--username".into(), SUPERUSER.into()];
         initdb.extend(INITDB.iter().map(Into::into));
         spec.before = vec![Program::new(binaries.directory.join("initdb"), initdb)];
         spec.env.insert("LC_ALL".to_owned(), "C".to_owned());
@@ -263,11 +197,7 @@ async fn launch(
         let server = Supervised::spawn(&spec)?;
         match answers(&server, &address, Instant::now() + PATIENCE).await {
             Ok(()) => return Ok((server, address)),
-            Err(error)
-                if attempts < 3 && format!("{error:#}").contains("Address already in use") =>
-            {
-                drop(error)
-            }
+            Err(error) if attempts < 3 && format!("{error:#}").contains("Address already in use") => drop(error),
             Err(error) => return Err(error),
         }
     }
@@ -308,23 +238,14 @@ async fn answers(server: &Supervised, address: &Address, deadline: Instant) -> R
 /// Is it our server that listens there, and not another testbed's that was quicker to take the port?
 async fn says_its_name(address: &Address) -> Result<bool> {
     let client = connect(address.port, SUPERUSER, "template1").await?;
-    let name: String = client
-        .query_one("select current_setting('cluster_name')", &[])
-        .await?
-        .get(0);
+    let name: String = client.query_one("select current_setting('cluster_name')", &[]).await?.get(0);
     Ok(name == address.cluster)
 }
 
 async fn connect(port: u16, role: &str, database: &str) -> Result<Client> {
     let mut config = tokio_postgres::Config::new();
-    config
-        .host(Ipv4Addr::LOCALHOST.to_string())
-        .port(port)
-        .user(role)
-        .dbname(database);
-    config
-        .application_name("testbed")
-        .connect_timeout(Duration::from_secs(5));
+    config.host(Ipv4Addr::LOCALHOST.to_string()).port(port).user(role).dbname(database);
+    config.application_name("testbed").connect_timeout(Duration::from_secs(5));
     let (client, connection) = config
         .connect(NoTls)
         .await
@@ -342,16 +263,8 @@ fn fresh_name() -> String {
 
 /// The first number of `postgres (PostgreSQL) 15.18 (Debian …)`, and the whole version.
 fn parse_version(said: &str) -> Result<(u32, String)> {
-    let version = said
-        .split_whitespace()
-        .find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
-    let major = version.and_then(|version| {
-        version
-            .split(|c: char| !c.is_ascii_digit())
-            .next()?
-            .parse()
-            .ok()
-    });
+    let version = said.split_whitespace().find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
+    let major = version.and_then(|version| version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
     match (major, version) {
         (Some(major), Some(version)) => Ok((major, version.to_owned())),
         _ => bail!("read a version from {said:?}"),
@@ -365,10 +278,7 @@ mod tests {
     #[test]
     fn versions_are_read_as_distributions_write_them() {
         for (said, want) in [
-            (
-                "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)",
-                (15, "15.18"),
-            ),
+            ("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", (15, "15.18")),
             ("postgres (PostgreSQL) 17.11", (17, "17.11")),
             ("postgres (PostgreSQL) 18beta1", (18, "18beta1")),
         ] {

@@ -55,23 +55,13 @@ impl Progress {
                 let style = ProgressStyle::with_template("{spinner:.cyan} {prefix:<16} {wide_msg}")
                     .expect("the template is well formed")
                     .tick_strings(&["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏", "✓"]);
-                let bar = all.add(
-                    ProgressBar::new_spinner()
-                        .with_style(style)
-                        .with_prefix(name.clone()),
-                );
+                let bar = all.add(ProgressBar::new_spinner().with_style(style).with_prefix(name.clone()));
                 bar.enable_steady_tick(Duration::from_millis(100));
                 Some(bar)
             }
         };
         let quiet = matches!(self.0, Shown::Lines { quiet: true });
-        Part(Arc::new(Inner {
-            name,
-            quiet,
-            bar,
-            began: Instant::now(),
-            last: Mutex::new(Last::default()),
-        }))
+        Part(Arc::new(Inner { name, quiet, bar, began: Instant::now(), last: Mutex::new(Last::default()) }))
     }
 }
 
@@ -133,18 +123,11 @@ impl Part {
         } else {
             self.say(&step, slow);
         }
-        *self.last() = Last {
-            step,
-            slow,
-            said: Some(Instant::now()),
-        };
+        *self.last() = Last { step, slow, said: Some(Instant::now()) };
     }
 
     fn last(&self) -> std::sync::MutexGuard<'_, Last> {
-        self.0
-            .last
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn say(&self, what: &str, slow: bool) {

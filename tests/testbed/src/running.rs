@@ -23,39 +23,28 @@ impl Running {
     /// Leaves the note in a testbed's directory.
     pub fn announce(&self, directory: &Path) -> Result<()> {
         let path = directory.join(NOTE);
-        std::fs::write(&path, serde_json::to_vec(self)?)
-            .with_context(|| format!("write {}", path.display()))?;
-        Ok(std::fs::set_permissions(
-            &path,
-            std::fs::Permissions::from_mode(0o600),
-        )?)
+        std::fs::write(&path, serde_json::to_vec(self)?).with_context(|| format!("write {}", path.display()))?;
+        Ok(std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?)
     }
 
     /// The testbed of ours that was announced last.
     pub fn find() -> Result<Self> {
         let us = rustix::process::geteuid().as_raw();
-        let mut notes: Vec<(SystemTime, PathBuf)> =
-            [std::env::temp_dir(), "/tmp".into(), "/var/tmp".into()]
-                .iter()
-                .filter_map(|place| std::fs::read_dir(place).ok())
-                .flatten()
-                .filter_map(|entry| {
-                    let entry = entry.ok()?;
-                    entry
-                        .file_name()
-                        .to_str()?
-                        .starts_with(crate::scratch::PREFIX)
-                        .then_some(())?;
-                    let note = entry.path().join(NOTE);
-                    let found = note.symlink_metadata().ok()?;
-                    // Anyone can write to these places; only our own word counts.
-                    (found.is_file() && found.uid() == us).then_some((found.modified().ok()?, note))
-                })
-                .collect();
+        let mut notes: Vec<(SystemTime, PathBuf)> = [std::env::temp_dir(), "/tmp".into(), "/var/tmp".into()]
+            .iter()
+            .filter_map(|place| std::fs::read_dir(place).ok())
+            .flatten()
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                entry.file_name().to_str()?.starts_with(crate::scratch::PREFIX).then_some(())?;
+                let note = entry.path().join(NOTE);
+                let found = note.symlink_metadata().ok()?;
+                // Anyone can write to these places; only our own word counts.
+                (found.is_file() && found.uid() == us).then_some((found.modified().ok()?, note))
+            })
+            .collect();
         notes.sort();
-        let (_, newest) = notes
-            .pop()
-            .context("no testbed is running; start one with `cargo testbed`")?;
+        let (_, newest) = notes.pop().context("no testbed is running; start one with `cargo testbed`")?;
         Ok(serde_json::from_slice(&std::fs::read(newest)?)?)
     }
 }

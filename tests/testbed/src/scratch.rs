@@ -27,17 +27,12 @@ impl Scratch {
     /// Makes a fresh directory that every account can walk through.
     pub fn new() -> Result<Self> {
         let preferred = std::env::temp_dir();
-        let candidates = [
-            preferred.as_path(),
-            Path::new("/tmp"),
-            Path::new("/var/tmp"),
-        ];
+        let candidates = [preferred.as_path(), Path::new("/tmp"), Path::new("/var/tmp")];
         let parent = match Account::to_drop_to()? {
             None => preferred.as_path(),
-            Some(_) => candidates
-                .into_iter()
-                .find(|path| reachable_by_all(path))
-                .with_context(|| format!("find a directory for data that an unprivileged user can reach: {candidates:?}"))?,
+            Some(_) => candidates.into_iter().find(|path| reachable_by_all(path)).with_context(|| {
+                format!("find a directory for data that an unprivileged user can reach: {candidates:?}")
+            })?,
         };
         let root = tempfile::Builder::new()
             .prefix(PREFIX)
@@ -45,8 +40,7 @@ impl Scratch {
             .with_context(|| format!("make a directory for data in {}", parent.display()))?
             .keep();
         std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o711))?;
-        let keep =
-            std::env::var_os("CYBERDESK_TESTBED_KEEP").is_some_and(|value| !value.is_empty());
+        let keep = std::env::var_os("CYBERDESK_TESTBED_KEEP").is_some_and(|value| !value.is_empty());
         Ok(Self { root, keep })
     }
 
@@ -61,14 +55,8 @@ impl Scratch {
         std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))?;
         if let Some(account) = account {
-            std::os::unix::fs::chown(&path, Some(account.uid), Some(account.gid)).with_context(
-                || {
-                    format!(
-                        "give {} to the user that the server runs as",
-                        path.display()
-                    )
-                },
-            )?;
+            std::os::unix::fs::chown(&path, Some(account.uid), Some(account.gid))
+                .with_context(|| format!("give {} to the user that the server runs as", path.display()))?;
         }
         Ok(path)
     }

@@ -26,17 +26,12 @@ impl Sql {
         if let Some(role) = self.role {
             config.user(role);
         }
-        let (client, connection) = config
-            .connect(NoTls)
-            .await
-            .context("connect to the database")?;
+        let (client, connection) = config.connect(NoTls).await.context("connect to the database")?;
         tokio::spawn(connection);
         let mut statements = self.statements;
         if statements.is_empty() {
             let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
-                .context("read statements")?;
+            std::io::stdin().read_to_string(&mut text).context("read statements")?;
             statements.push(text);
         }
         for statement in statements {
@@ -50,9 +45,7 @@ impl Sql {
 fn explain(error: tokio_postgres::Error) -> anyhow::Error {
     match error.as_db_error() {
         Some(said) => {
-            let hint = said
-                .hint()
-                .map_or_else(String::new, |hint| format!(" ({hint})"));
+            let hint = said.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
             anyhow::anyhow!("{}: {}{hint}", said.code().code(), said.message())
         }
         None => error.into(),
@@ -65,19 +58,10 @@ fn print(messages: &[SimpleQueryMessage]) {
     for message in messages {
         match message {
             SimpleQueryMessage::RowDescription(columns) => {
-                table = vec![
-                    columns
-                        .iter()
-                        .map(|column| column.name().to_owned())
-                        .collect(),
-                ];
+                table = vec![columns.iter().map(|column| column.name().to_owned()).collect()];
             }
             SimpleQueryMessage::Row(row) => {
-                table.push(
-                    (0..row.len())
-                        .map(|column| row.get(column).unwrap_or("∅").to_owned())
-                        .collect(),
-                );
+                table.push((0..row.len()).map(|column| row.get(column).unwrap_or("∅").to_owned()).collect());
             }
             SimpleQueryMessage::CommandComplete(count) => {
                 if table.is_empty() {
@@ -94,19 +78,10 @@ fn print(messages: &[SimpleQueryMessage]) {
 
 fn lay_out(table: &[Vec<String>]) -> String {
     let columns = table.first().map_or(0, Vec::len);
-    let width = |column: usize| {
-        table
-            .iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
+    let width = |column: usize| table.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let line = |row: &Vec<String>| {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, &width)| format!("{cell:<width$}"));
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     table.iter().map(line).collect::<Vec<_>>().join("\n")
@@ -116,11 +91,7 @@ fn lay_out(table: &[Vec<String>]) -> String {
 mod tests {
     #[test]
     fn columns_are_as_wide_as_what_they_hold() {
-        let table = [["id", "status"], ["7", "running"], ["1234", "∅"]]
-            .map(|row| row.map(str::to_owned).to_vec());
-        assert_eq!(
-            super::lay_out(&table),
-            "id    status\n7     running\n1234  ∅"
-        );
+        let table = [["id", "status"], ["7", "running"], ["1234", "∅"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(super::lay_out(&table), "id    status\n7     running\n1234  ∅");
     }
 }

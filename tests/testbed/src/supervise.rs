@@ -66,22 +66,12 @@ pub struct Program {
 
 impl Program {
     /// A program with its arguments.
-    pub fn new<A: Into<OsString>>(
-        path: impl Into<PathBuf>,
-        args: impl IntoIterator<Item = A>,
-    ) -> Self {
-        Self {
-            path: path.into(),
-            args: args.into_iter().map(Into::into).collect(),
-        }
+    pub fn new<A: Into<OsString>>(path: impl Into<PathBuf>, args: impl IntoIterator<Item = A>) -> Self {
+        Self { path: path.into(), args: args.into_iter().map(Into::into).collect() }
     }
 
     fn name(&self) -> String {
-        self.path
-            .file_name()
-            .unwrap_or(self.path.as_os_str())
-            .to_string_lossy()
-            .into_owned()
+        self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
     }
 }
 
@@ -114,12 +104,7 @@ pub struct Spec {
 
 impl Spec {
     /// A server that is killed at the end and leaves its log.
-    pub fn new(
-        name: &str,
-        server: Program,
-        directory: impl Into<PathBuf>,
-        log: impl Into<PathBuf>,
-    ) -> Self {
+    pub fn new(name: &str, server: Program, directory: impl Into<PathBuf>, log: impl Into<PathBuf>) -> Self {
         Self {
             name: name.to_owned(),
             server,
@@ -165,8 +150,7 @@ impl Supervised {
     /// Starts the supervisor, which starts the server; [`Supervised::running`] says when it did.
     pub fn spawn(spec: &Spec) -> Result<Self> {
         let log = File::options().create(true).append(true).open(&spec.log);
-        let log =
-            log.with_context(|| format!("open {}, the log of {}", spec.log.display(), spec.name))?;
+        let log = log.with_context(|| format!("open {}, the log of {}", spec.log.display(), spec.name))?;
         let mut supervisor = Command::new(executable()?)
             .arg(ARGUMENT)
             .stdin(Stdio::piped())
@@ -175,16 +159,9 @@ impl Supervised {
             .process_group(0)
             .spawn()
             .with_context(|| format!("start the supervisor of {}", spec.name))?;
-        let mut orders = supervisor
-            .stdin
-            .take()
-            .expect("its standard input is a pipe");
-        let events = supervisor
-            .stdout
-            .take()
-            .expect("its standard output is a pipe");
-        send(&mut orders, spec)
-            .with_context(|| format!("tell the supervisor about {}", spec.name))?;
+        let mut orders = supervisor.stdin.take().expect("its standard input is a pipe");
+        let events = supervisor.stdout.take().expect("its standard output is a pipe");
+        send(&mut orders, spec).with_context(|| format!("tell the supervisor about {}", spec.name))?;
 
         let state = Arc::new(watch::Sender::new(State::Preparing));
         let told = Arc::clone(&state);
@@ -197,10 +174,7 @@ impl Supervised {
             told.send_if_modified(|state| {
                 let gone = !matches!(state, State::Ended { .. });
                 if gone {
-                    *state = State::Ended {
-                        how: "its supervisor ended".to_owned(),
-                        success: false,
-                    };
+                    *state = State::Ended { how: "its supervisor ended".to_owned(), success: false };
                 }
                 gone
             });
@@ -216,10 +190,7 @@ impl Supervised {
 
     /// Waits until the server's process is there, and answers its process id.
     pub async fn running(&self) -> Result<u32> {
-        match &*self
-            .state_when(|state| !matches!(state, State::Preparing))
-            .await
-        {
+        match &*self.state_when(|state| !matches!(state, State::Preparing)).await {
             State::Running { pid } => Ok(*pid),
             _ => Err(self.last_words()),
         }
@@ -227,10 +198,7 @@ impl Supervised {
 
     /// Waits until the server has ended, and answers with how, if that was not a success.
     pub async fn ended(&self) -> Result<()> {
-        match &*self
-            .state_when(|state| matches!(state, State::Ended { .. }))
-            .await
-        {
+        match &*self.state_when(|state| matches!(state, State::Ended { .. })).await {
             State::Ended { success: true, .. } => Ok(()),
             _ => Err(self.last_words()),
         }
@@ -249,8 +217,7 @@ impl Supervised {
     /// Kills the server as a crash would, and waits until it is gone. Its data stays; [`Supervised::start`] follows.
     pub async fn kill9(&self) -> Result<()> {
         self.signal(Signal::KILL)?;
-        self.state_when(|state| matches!(state, State::Ended { .. }))
-            .await;
+        self.state_when(|state| matches!(state, State::Ended { .. })).await;
         Ok(())
     }
 
@@ -296,9 +263,7 @@ impl Supervised {
 
     fn order(&self, order: &Order) -> Result<()> {
         let mut orders = lock(&self.orders);
-        let pipe = orders
-            .as_mut()
-            .with_context(|| format!("{} was told to end", self.name))?;
+        let pipe = orders.as_mut().with_context(|| format!("{} was told to end", self.name))?;
         send(pipe, order).map_err(|_| self.last_words())
     }
 }
@@ -313,9 +278,7 @@ impl Drop for Supervised {
 
 /// A panic elsewhere does not spoil a pipe or a child handle.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn send(pipe: &mut impl io::Write, value: &impl Serialize) -> Result<()> {
@@ -329,18 +292,11 @@ fn send(pipe: &mut impl io::Write, value: &impl Serialize) -> Result<()> {
 ///
 /// Call it first in `main`, before threads, runtimes and arguments.
 pub fn become_supervisor_if_asked() {
-    if std::env::args_os()
-        .nth(1)
-        .is_none_or(|argument| argument != ARGUMENT)
-    {
+    if std::env::args_os().nth(1).is_none_or(|argument| argument != ARGUMENT) {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let done = runtime
-        .context("start a runtime")
-        .and_then(|runtime| runtime.block_on(supervise()));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = runtime.context("start a runtime").and_then(|runtime| runtime.block_on(supervise()));
     if let Err(error) = &done {
         eprintln!("supervisor: {error:#}");
     }
@@ -370,11 +326,7 @@ impl Inbox {
 async fn supervise() -> Result<()> {
     let mut inbox = Inbox {
         pipe: tokio::io::BufReader::new(tokio::io::stdin()).lines(),
-        signals: [
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::hangup())?,
-        ],
+        signals: [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?],
     };
     let Some(line) = inbox.pipe.next_line().await? else {
         return Ok(());
@@ -420,20 +372,12 @@ async fn live(spec: &Spec, inbox: &mut Inbox) -> Result<()> {
 }
 
 /// Runs one program to its end; `None` means that we were told to end it.
-async fn attend(
-    spec: &Spec,
-    program: &Program,
-    is_server: bool,
-    inbox: &mut Inbox,
-) -> Option<io::Result<ExitStatus>> {
+async fn attend(spec: &Spec, program: &Program, is_server: bool, inbox: &mut Inbox) -> Option<io::Result<ExitStatus>> {
     let mut child = match start(spec, program) {
         Ok(child) => child,
         Err(error) => return Some(Err(error)),
     };
-    let group = child
-        .id()
-        .and_then(|pid| Pid::from_raw(pid.cast_signed()))
-        .expect("it was not waited for yet");
+    let group = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("it was not waited for yet");
     if is_server {
         // If nobody listens any more, the pipe's end says the same in a moment.
         let pid = group.as_raw_nonzero().get().cast_unsigned();

@@ -53,19 +53,14 @@ impl World {
     pub async fn start(options: &Options, progress: &Progress) -> Result<Self> {
         let parts = crate::Options {
             postgres: postgres::Options {
-                migrate: options
-                    .operator
-                    .then(postgres::Options::default)
-                    .and_then(|options| options.migrate),
+                migrate: options.operator.then(postgres::Options::default).and_then(|options| options.migrate),
                 ..postgres::Options::default()
             },
         };
         let testbed = Testbed::start(&parts, progress).await?;
         let (database, kubevirt) = tokio::try_join!(
             async {
-                let name = testbed
-                    .postgres
-                    .database_named("cyberdesk", options.operator);
+                let name = testbed.postgres.database_named("cyberdesk", options.operator);
                 anyhow::Ok(name.await?.kept())
             },
             async {
@@ -75,10 +70,7 @@ impl World {
                     KubeVirt::Simulated(speed) => {
                         let part = progress.part("kubevirt");
                         let started = simulate(&testbed.control_plane, speed, &part);
-                        started
-                            .await
-                            .context("start the KubeVirt simulator")
-                            .map(Some)
+                        started.await.context("start the KubeVirt simulator").map(Some)
                     }
                 }
             },
@@ -91,12 +83,7 @@ impl World {
         } else {
             None
         };
-        Ok(Self {
-            operator,
-            _kubevirt: kubevirt,
-            database,
-            testbed,
-        })
+        Ok(Self { operator, _kubevirt: kubevirt, database, testbed })
     }
 
     /// Where it is, for people and for other processes; from now on other terminals find it, too.
@@ -113,8 +100,7 @@ impl World {
 /// What `deploy/crd` makes for a user: the namespace of CRs and VMs. The CRD is there already.
 async fn make_namespace(control_plane: &ControlPlane) -> Result<()> {
     let namespaces: Api<Namespace> = Api::all(control_plane.client().await?);
-    let manifest =
-        json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } });
+    let manifest = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } });
     let apply = PatchParams::apply("testbed");
     namespaces
         .patch(NAMESPACE, &apply, &Patch::Apply(manifest))
@@ -123,21 +109,12 @@ async fn make_namespace(control_plane: &ControlPlane) -> Result<()> {
     Ok(())
 }
 
-async fn simulate(
-    control_plane: &ControlPlane,
-    speed: Speed,
-    part: &Part,
-) -> Result<(Simulator, Node)> {
+async fn simulate(control_plane: &ControlPlane, speed: Speed, part: &Part) -> Result<(Simulator, Node)> {
     part.step("starting the simulator and the played node");
     let client = control_plane.client().await?;
-    let node = NodeConfig {
-        speed,
-        ..NodeConfig::default()
-    };
-    let started = tokio::try_join!(
-        Simulator::start(client.clone(), SimulatorConfig::default()),
-        Node::start(client, node),
-    )?;
+    let node = NodeConfig { speed, ..NodeConfig::default() };
+    let started =
+        tokio::try_join!(Simulator::start(client.clone(), SimulatorConfig::default()), Node::start(client, node),)?;
     part.done("the simulator, on a played node");
     Ok(started)
 }

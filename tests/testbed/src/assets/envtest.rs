@@ -15,8 +15,7 @@ use sha2::{Digest as _, Sha512};
 
 use crate::progress::Part;
 
-const INDEX: &str =
-    "https://raw.githubusercontent.com/kubernetes-sigs/controller-tools/HEAD/envtest-releases.yaml";
+const INDEX: &str = "https://raw.githubusercontent.com/kubernetes-sigs/controller-tools/HEAD/envtest-releases.yaml";
 
 /// The binaries that an archive holds.
 const BINARIES: [&str; 3] = ["etcd", "kube-apiserver", "kubectl"];
@@ -37,9 +36,7 @@ struct Archive {
 
 /// The index's address; `CYBERDESK_TESTBED_ENVTEST_INDEX` names another.
 pub fn index_url() -> String {
-    let set = std::env::var("CYBERDESK_TESTBED_ENVTEST_INDEX")
-        .ok()
-        .filter(|url| !url.is_empty());
+    let set = std::env::var("CYBERDESK_TESTBED_ENVTEST_INDEX").ok().filter(|url| !url.is_empty());
     set.unwrap_or_else(|| INDEX.to_owned())
 }
 
@@ -47,26 +44,14 @@ pub fn index_url() -> String {
 /// unpacks its binaries into `into`.
 pub async fn fetch(index_url: &str, version: &str, into: &Path, part: &Part) -> Result<()> {
     let client = super::http_client()?;
-    let index = client
-        .get(index_url)
-        .timeout(Duration::from_secs(20))
-        .send()
-        .await
-        .and_then(|a| a.error_for_status());
-    let index = index
-        .with_context(|| format!("fetch the index {index_url}"))?
-        .text()
-        .await?;
+    let index = client.get(index_url).timeout(Duration::from_secs(20)).send().await.and_then(|a| a.error_for_status());
+    let index = index.with_context(|| format!("fetch the index {index_url}"))?.text().await?;
     let index: Index = serde_saphyr::from_str(&index).context("read the index")?;
     let (version, archive) = choose(&index, version, platform())
         .with_context(|| format!("the index lists no archive of {version} for {}", platform()))?;
 
     part.slow(format!("fetching etcd and kube-apiserver {version}, once"));
-    let response = client
-        .get(&archive.url)
-        .send()
-        .await
-        .and_then(|answer| answer.error_for_status());
+    let response = client.get(&archive.url).send().await.and_then(|answer| answer.error_for_status());
     let response = response.with_context(|| format!("fetch {}", archive.url))?;
     let size = response.content_length();
     let mut body = response.bytes_stream();
@@ -79,16 +64,9 @@ pub async fn fetch(index_url: &str, version: &str, into: &Path, part: &Part) -> 
         let of = size.map_or_else(String::new, |size| format!(" of {}", size / 1_000_000));
         part.detail(&format!("{}{of} MB", bytes.len() / 1_000_000));
     }
-    let hash: String = hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     if !hash.eq_ignore_ascii_case(&archive.hash) {
-        bail!(
-            "the archive {} does not have the hash that the index gives; it is not used",
-            archive.url
-        );
+        bail!("the archive {} does not have the hash that the index gives; it is not used", archive.url);
     }
     part.step("unpacking etcd and kube-apiserver");
     unpack(&bytes, into).with_context(|| format!("unpack {}", archive.url))
@@ -112,15 +90,9 @@ fn choose<'a>(index: &'a Index, version: &str, platform: &str) -> Option<(&'a st
     };
     let candidates = index.releases.iter().filter_map(|(release, archives)| {
         let (minor, patch) = split(release)?;
-        (minor == wanted_minor).then_some((
-            (release == version, patch),
-            release.as_str(),
-            of(release, archives)?,
-        ))
+        (minor == wanted_minor).then_some(((release == version, patch), release.as_str(), of(release, archives)?))
     });
-    candidates
-        .max_by_key(|(rank, ..)| *rank)
-        .map(|(_, release, archive)| (release, archive))
+    candidates.max_by_key(|(rank, ..)| *rank).map(|(_, release, archive)| (release, archive))
 }
 
 /// `v1.36.3` as `v1.36` and 3. Candidates of a release are no releases.
@@ -136,9 +108,7 @@ fn unpack(bytes: &[u8], into: &Path) -> Result<()> {
         let mut entry = entry?;
         let path = entry.path()?.into_owned();
         // Only files that we know, under their last name: no path of the archive's choosing is written to.
-        let name = BINARIES
-            .into_iter()
-            .find(|name| path.file_name().is_some_and(|last| last == *name));
+        let name = BINARIES.into_iter().find(|name| path.file_name().is_some_and(|last| last == *name));
         if let Some(name) = name.filter(|_| entry.header().entry_type().is_file()) {
             let mut binary = Vec::new();
             entry.read_to_end(&mut binary)?;
@@ -170,8 +140,7 @@ mod tests {
              \x20 v1.37.0:\n    envtest-v1.37.0-linux-amd64.tar.gz: {hash: e, selfLink: 'https://example.com/37'}\n",
         )
         .expect("it is an index");
-        let chosen =
-            |version, platform| choose(&index, version, platform).map(|(version, _)| version);
+        let chosen = |version, platform| choose(&index, version, platform).map(|(version, _)| version);
         assert_eq!(chosen("v1.36.2", "linux-amd64"), Some("v1.36.2"));
         assert_eq!(chosen("v1.36.3", "linux-amd64"), Some("v1.36.10"));
         assert_eq!(chosen("v1.36.3", "linux-s390x"), None);

@@ -7,8 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 
 /// A certificate with its key, both as PEM.
@@ -36,10 +35,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?.pem();
-        Ok(Self {
-            issuer: Issuer::new(params, key),
-            certificate,
-        })
+        Ok(Self { issuer: Issuer::new(params, key), certificate })
     }
 
     /// Its certificate as PEM, for those who are to trust it.
@@ -51,22 +47,12 @@ impl Authority {
     pub fn server(&self, name: &str, hosts: &[&str]) -> Result<Identity> {
         let mut names = vec![Ipv4Addr::LOCALHOST.to_string(), "localhost".to_owned()];
         names.extend(hosts.iter().map(|&host| host.to_owned()));
-        self.sign(
-            CertificateParams::new(names)?,
-            name,
-            None,
-            ExtendedKeyUsagePurpose::ServerAuth,
-        )
+        self.sign(CertificateParams::new(names)?, name, None, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
     /// An identity for a client: its user name and, if given, its group.
     pub fn client(&self, user: &str, group: Option<&str>) -> Result<Identity> {
-        self.sign(
-            CertificateParams::default(),
-            user,
-            group,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        )
+        self.sign(CertificateParams::default(), user, group, ExtendedKeyUsagePurpose::ClientAuth)
     }
 
     fn sign(
@@ -78,19 +64,14 @@ impl Authority {
     ) -> Result<Identity> {
         params.distinguished_name.push(DnType::CommonName, name);
         if let Some(group) = group {
-            params
-                .distinguished_name
-                .push(DnType::OrganizationName, group);
+            params.distinguished_name.push(DnType::OrganizationName, group);
         }
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![usage];
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
-        Ok(Identity {
-            certificate,
-            key: key.serialize_pem(),
-        })
+        Ok(Identity { certificate, key: key.serialize_pem() })
     }
 }
 
@@ -111,10 +92,7 @@ impl Identities {
         // Another authority than the clients', or any client could speak for anyone.
         let front_proxy_authority = Authority::new("testbed front proxy")?;
         Ok(Self {
-            server: authority.server(
-                "kube-apiserver",
-                &["kubernetes", "kubernetes.default.svc", "10.0.0.1"],
-            )?,
+            server: authority.server("kube-apiserver", &["kubernetes", "kubernetes.default.svc", "10.0.0.1"])?,
             administrator: authority.client("testbed-admin", Some("system:masters"))?,
             front_proxy: front_proxy_authority.client("front-proxy", None)?,
             tokens: KeyPair::generate()?,
@@ -126,16 +104,12 @@ impl Identities {
     /// Writes what the API server reads, and the administrator's kubeconfig.
     pub(super) fn write(&self, directory: &Path, port: u16) -> Result<()> {
         let kubeconfig = self.kubeconfig(port);
-        let (token_key, token_public_key) =
-            (self.tokens.serialize_pem(), self.tokens.public_key_pem());
+        let (token_key, token_public_key) = (self.tokens.serialize_pem(), self.tokens.public_key_pem());
         for (name, text) in [
             ("ca.crt", self.authority.certificate()),
             ("server.crt", &self.server.certificate),
             ("server.key", &self.server.key),
-            (
-                "front-proxy-ca.crt",
-                self.front_proxy_authority.certificate(),
-            ),
+            ("front-proxy-ca.crt", self.front_proxy_authority.certificate()),
             ("front-proxy.crt", &self.front_proxy.certificate),
             ("front-proxy.key", &self.front_proxy.key),
             ("service-account.key", &token_key),

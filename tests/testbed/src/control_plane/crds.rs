@@ -25,26 +25,17 @@ async fn establish(client: &Client, crd: &CustomResourceDefinition) -> Result<()
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let name = crd.name_any();
     let apply = PatchParams::apply("testbed").force();
-    api.patch(&name, &apply, &Patch::Apply(crd))
-        .await
-        .with_context(|| format!("apply the CRD {name}"))?;
+    api.patch(&name, &apply, &Patch::Apply(crd)).await.with_context(|| format!("apply the CRD {name}"))?;
     let established = await_condition(api.clone(), &name, conditions::is_crd_established());
     tokio::time::timeout(PATIENCE, established)
         .await
         .with_context(|| format!("wait for the CRD {name} to be established"))??;
-    served(client, crd)
-        .await
-        .with_context(|| format!("wait for the API to serve {name}"))
+    served(client, crd).await.with_context(|| format!("wait for the API to serve {name}"))
 }
 
 /// Waits until the resource can be listed: for a moment after it is established, its storage still starts.
 async fn served(client: &Client, crd: &CustomResourceDefinition) -> Result<()> {
-    let version = crd
-        .spec
-        .versions
-        .iter()
-        .find(|version| version.served)
-        .context("no version of it is served")?;
+    let version = crd.spec.versions.iter().find(|version| version.served).context("no version of it is served")?;
     let resource = ApiResource {
         group: crd.spec.group.clone(),
         version: version.name.clone(),

@@ -174,12 +174,7 @@ impl Board {
             vm: Side::Never,
             marks: Marks::default(),
         };
-        Self {
-            began,
-            desktops: Fate::ALL.map(desktop).to_vec(),
-            lines: vec![],
-            unclaimed: vec![],
-        }
+        Self { began, desktops: Fate::ALL.map(desktop).to_vec(), lines: vec![], unclaimed: vec![] }
     }
 
     /// Time since the story began.
@@ -204,14 +199,11 @@ impl Board {
         let found = match &news {
             News::Made { fate, .. } | News::Done { fate, .. } | News::Told(fate) => {
                 let fate = *fate;
-                self.desktops
-                    .iter_mut()
-                    .find(|desktop| desktop.fate == fate)
+                self.desktops.iter_mut().find(|desktop| desktop.fate == fate)
             }
-            News::Row { key, .. } | News::Cr { key, .. } | News::Vm { key, .. } => self
-                .desktops
-                .iter_mut()
-                .find(|desktop| desktop.key.as_ref() == Some(key)),
+            News::Row { key, .. } | News::Cr { key, .. } | News::Vm { key, .. } => {
+                self.desktops.iter_mut().find(|desktop| desktop.key.as_ref() == Some(key))
+            }
         };
         let Some(desktop) = found else {
             self.unclaimed.push((at, news));
@@ -220,13 +212,7 @@ impl Board {
         let claimed = matches!(news, News::Made { .. });
         let told = desktop.take(at, news);
         let fate = desktop.fate;
-        self.lines
-            .extend(told.into_iter().map(|(about, text)| Line {
-                at: since,
-                fate,
-                about,
-                text,
-            }));
+        self.lines.extend(told.into_iter().map(|(about, text)| Line { at: since, fate, about, text }));
         if claimed {
             for (at, news) in std::mem::take(&mut self.unclaimed) {
                 self.take(at, news);
@@ -347,12 +333,7 @@ mod tests {
     fn row(status: &str, over: bool) -> News {
         News::Row {
             key: "k".to_owned(),
-            row: Row {
-                status: Some(status.to_owned()),
-                ending: over,
-                over,
-                ..Row::default()
-            },
+            row: Row { status: Some(status.to_owned()), ending: over, over, ..Row::default() },
         }
     }
 
@@ -361,23 +342,11 @@ mod tests {
         let began = Instant::now();
         let at = |ms| began + Duration::from_millis(ms);
         let mut board = Board::new(began);
-        let vm = |vm| News::Vm {
-            key: "k".to_owned(),
-            vm,
-        };
-        let cr = |cr| News::Cr {
-            key: "k".to_owned(),
-            cr,
-        };
+        let vm = |vm| News::Vm { key: "k".to_owned(), vm };
+        let cr = |cr| News::Cr { key: "k".to_owned(), cr };
         // The VM was seen before the app's side came to say whose it is.
         board.take(at(40), vm(Some(Vm::default())));
-        board.take(
-            at(10),
-            News::Made {
-                fate: Fate::Crash,
-                key: "k".to_owned(),
-            },
-        );
+        board.take(at(10), News::Made { fate: Fate::Crash, key: "k".to_owned() });
         board.take(at(50), row("pending", false));
         board.take(at(55), row("pending", false));
         board.take(at(1010), row("running", false));
@@ -385,10 +354,7 @@ mod tests {
         board.take(at(2500), row("error", true));
         board.take(at(2510), cr(Some(Cr::default())));
         board.take(at(2520), cr(None));
-        assert!(
-            !board.desktop(Fate::Crash).is_over(),
-            "its VM is still there"
-        );
+        assert!(!board.desktop(Fate::Crash).is_over(), "its VM is still there");
         board.take(at(2530), vm(None));
         assert!(board.desktop(Fate::Crash).is_over());
         let told: Vec<&str> = board.lines.iter().map(|line| line.text.as_str()).collect();

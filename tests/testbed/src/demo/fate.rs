@@ -23,29 +23,17 @@ pub(crate) enum Fate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
     /// The row says so.
-    Row {
-        status: &'static str,
-        reason: &'static str,
-    },
+    Row { status: &'static str, reason: &'static str },
     /// The row is gone; its tombstone says why.
     NoRow { reason: &'static str },
     /// There never was a row; the CR says so.
-    Cr {
-        phase: &'static str,
-        reason: &'static str,
-    },
+    Cr { phase: &'static str, reason: &'static str },
 }
 
 impl Fate {
     /// All of them, in the order in which they end.
-    pub(crate) const ALL: [Self; 6] = [
-        Self::ShutDown,
-        Self::Crash,
-        Self::Update,
-        Self::UserGone,
-        Self::ByHand,
-        Self::Deadline,
-    ];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::ShutDown, Self::Crash, Self::Update, Self::UserGone, Self::ByHand, Self::Deadline];
 
     /// How long the desktop with the deadline may live.
     pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
@@ -81,13 +69,8 @@ impl Fate {
             Self::ShutDown | Self::Update => row("terminated", "requested"),
             Self::Crash => row("error", "guest-crashed"),
             Self::Deadline => row("terminated", "timeout"),
-            Self::UserGone => Expected::NoRow {
-                reason: "row-deleted",
-            },
-            Self::ByHand => Expected::Cr {
-                phase: "Terminated",
-                reason: "timeout",
-            },
+            Self::UserGone => Expected::NoRow { reason: "row-deleted" },
+            Self::ByHand => Expected::Cr { phase: "Terminated", reason: "timeout" },
         }
     }
 }

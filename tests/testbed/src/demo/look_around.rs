@@ -14,19 +14,13 @@ impl Tools {
     pub(crate) fn of_this_machine() -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let has = |name: &str| std::env::split_paths(&path).any(|place| place.join(name).is_file());
-        Self {
-            psql: has("psql"),
-            kubectl: has("kubectl"),
-        }
+        Self { psql: has("psql"), kubectl: has("kubectl") }
     }
 }
 
 /// All that is worth a try.
 pub(crate) fn text(running: &Running, log: &str, user: Uuid, tools: &Tools) -> String {
-    let Running {
-        database_url,
-        kubeconfig,
-    } = running;
+    let Running { database_url, kubeconfig } = running;
     let sql = |statement: &str| {
         if tools.psql {
             format!("psql \"$DATABASE_URL\" -c \"{statement}\"")
@@ -34,18 +28,12 @@ pub(crate) fn text(running: &Running, log: &str, user: Uuid, tools: &Tools) -> S
             format!("cargo testbed sql \"{statement}\"")
         }
     };
-    let kubectl = if tools.kubectl {
-        "kubectl"
-    } else {
-        "cargo testbed kubectl"
-    };
+    let kubectl = if tools.kubectl { "kubectl" } else { "cargo testbed kubectl" };
     let missing = match (tools.psql, tools.kubectl) {
         (true, true) => "",
         (false, true) => "\n(There is no psql on this machine: cargo testbed sql does.)",
         (true, false) => "\n(There is no kubectl on this machine: cargo testbed kubectl does.)",
-        (false, false) => {
-            "\n(There is no psql and no kubectl on this machine: cargo testbed sql and kubectl do.)"
-        }
+        (false, false) => "\n(There is no psql and no kubectl on this machine: cargo testbed sql and kubectl do.)",
     };
     let look = sql("select id, status, reason, message, ended_at from cyberdesk_instances");
     let insert = sql(&format!(
@@ -94,8 +82,7 @@ mod tests {
             database_url: "postgres://postgres@127.0.0.1:1/cyberdesk".to_owned(),
             kubeconfig: "/tmp/kubeconfig".into(),
         };
-        let text =
-            |psql, kubectl| text(&running, "/tmp/log", Uuid::nil(), &Tools { psql, kubectl });
+        let text = |psql, kubectl| text(&running, "/tmp/log", Uuid::nil(), &Tools { psql, kubectl });
         assert!(text(true, true).contains("\npsql \"$DATABASE_URL\" -c \"insert"));
         assert!(text(true, true).contains("\nkubectl -n cyberdesk-system"));
         assert!(!text(false, false).contains("\npsql"));

@@ -28,7 +28,8 @@ use super::board::{Cr, News, Row, Vm};
 const LOOK: Duration = Duration::from_millis(5);
 
 /// The app's row where there is one, and what is remembered of one that was deleted.
-const ROWS: &str = "select d.id, c.status::text, d.reason, d.message, d.shutdown_requested_at is not null, d.ended_at is not null
+const ROWS: &str =
+    "select d.id, c.status::text, d.reason, d.message, d.shutdown_requested_at is not null, d.ended_at is not null
   from cyberdesk.desktop d left join public.cyberdesk_instances c using (id)";
 
 /// Where news goes, with the instant at which it was seen.
@@ -45,15 +46,10 @@ pub(crate) async fn watch(world: &World, tell: &Teller) -> Result<JoinSet<Result
         key: object.name_any(),
         cr: there.then(|| cr(&object)),
     }));
-    watchers.spawn(follow(
-        vms(&client, NAMESPACE),
-        tell.clone(),
-        |object, there| News::Vm {
-            key: Key::from_vm_name(&object.name_any())
-                .map_or_else(String::new, |key| key.to_string()),
-            vm: there.then(|| vm(&object)),
-        },
-    ));
+    watchers.spawn(follow(vms(&client, NAMESPACE), tell.clone(), |object, there| News::Vm {
+        key: Key::from_vm_name(&object.name_any()).map_or_else(String::new, |key| key.to_string()),
+        vm: there.then(|| vm(&object)),
+    }));
     Ok(watchers)
 }
 
@@ -91,11 +87,7 @@ async fn watch_rows(client: tokio_postgres::Client, tell: Teller) -> Result<()> 
     }
 }
 
-async fn follow(
-    api: Api<DynamicObject>,
-    tell: Teller,
-    news: fn(DynamicObject, bool) -> News,
-) -> Result<()> {
+async fn follow(api: Api<DynamicObject>, tell: Teller, news: fn(DynamicObject, bool) -> News) -> Result<()> {
     let mut events = std::pin::pin!(watcher(api, watcher::Config::default()));
     while let Some(event) = events.try_next().await.context("watch the cluster")? {
         let news = match event {
@@ -124,7 +116,5 @@ fn cr(object: &DynamicObject) -> Cr {
 
 fn vm(object: &DynamicObject) -> Vm {
     let status = object.data["status"]["printableStatus"].as_str();
-    Vm {
-        status: status.map(str::to_owned),
-    }
+    Vm { status: status.map(str::to_owned) }
 }

@@ -54,17 +54,9 @@ impl Screen {
                 rise(&mut out, drawn, width, height)?;
                 for line in &lines {
                     paint(&mut out, line)?;
-                    queue!(
-                        out,
-                        terminal::Clear(terminal::ClearType::UntilNewLine),
-                        style::Print("\r\n")
-                    )?;
+                    queue!(out, terminal::Clear(terminal::ClearType::UntilNewLine), style::Print("\r\n"))?;
                 }
-                queue!(
-                    out,
-                    terminal::Clear(terminal::ClearType::FromCursorDown),
-                    terminal::EndSynchronizedUpdate
-                )?;
+                queue!(out, terminal::Clear(terminal::ClearType::FromCursorDown), terminal::EndSynchronizedUpdate)?;
                 *drawn = lines.iter().map(columns).collect();
             }
         }
@@ -102,10 +94,7 @@ fn paint(out: &mut impl io::Write, line: &Spans) -> io::Result<()> {
         if plain {
             queue!(out, style::Print(text))?;
         } else {
-            queue!(
-                out,
-                style::PrintStyledContent(StyledContent::new(look(*tone), text))
-            )?;
+            queue!(out, style::PrintStyledContent(StyledContent::new(look(*tone), text)))?;
         }
     }
     Ok(())

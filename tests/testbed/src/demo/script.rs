@@ -41,18 +41,11 @@ pub(crate) struct Users {
 
 impl Users {
     pub(crate) async fn sign_up(world: &World) -> Result<Self> {
-        Ok(Self {
-            stays: world.database.sign_up().await?,
-            leaves: world.database.sign_up().await?,
-        })
+        Ok(Self { stays: world.database.sign_up().await?, leaves: world.database.sign_up().await? })
     }
 
     fn of(&self, fate: Fate) -> Uuid {
-        if fate == Fate::UserGone {
-            self.leaves
-        } else {
-            self.stays
-        }
+        if fate == Fate::UserGone { self.leaves } else { self.stays }
     }
 }
 
@@ -60,19 +53,9 @@ impl Users {
 pub(crate) type Running = watch::Receiver<Vec<Fate>>;
 
 /// Makes six desktops, and ends four of them: the other two end by their own deadlines.
-pub(crate) async fn play(
-    world: &World,
-    users: &Users,
-    began: Instant,
-    running: &Running,
-    tell: &Teller,
-) -> Result<()> {
+pub(crate) async fn play(world: &World, users: &Users, began: Instant, running: &Running, tell: &Teller) -> Result<()> {
     let made = make(world, users, tell).await?;
-    let mut pace = Pace {
-        running: running.clone(),
-        began,
-        last: began,
-    };
+    let mut pace = Pace { running: running.clone(), began, last: began };
     let told = |fate| send(tell, News::Told(fate));
 
     pace.due(USED, Fate::ShutDown).await?;
@@ -101,23 +84,16 @@ pub(crate) async fn play(
 
 /// The gateway of the app says through PostgREST that the desktop can be looked at.
 async fn write_stream_url(world: &World, id: Uuid) -> Result<()> {
-    let statement =
-        "update cyberdesk_instances set status = 'running', stream_url = $1 where id = $2";
+    let statement = "update cyberdesk_instances set status = 'running', stream_url = $1 where id = $2";
     let url = format!("https://stream.example.com/{id}");
-    let written = world
-        .database
-        .request(Caller::Service, statement, &[&url, &id])
-        .await;
+    let written = world.database.request(Caller::Service, statement, &[&url, &id]).await;
     written.map(drop).context("write the stream_url")
 }
 
 /// The owner's browser calls `supabase.rpc("request_shutdown", …)`.
 async fn request_shutdown(world: &World, owner: Uuid, id: Uuid) -> Result<()> {
     let statement = "select * from request_shutdown($1, 'done for today')";
-    let asked = world
-        .database
-        .request(Caller::User(owner), statement, &[&id])
-        .await;
+    let asked = world.database.request(Caller::User(owner), statement, &[&id]).await;
     let rows = asked.context("call request_shutdown")?;
     ensure!(rows.len() == 1, "request_shutdown does not know the row");
     Ok(())
@@ -128,9 +104,7 @@ async fn crash(world: &World, id: Uuid) -> Result<()> {
     let client = world.testbed.control_plane.client().await?;
     let crash = json!({ "metadata": { "annotations": { "guest.testbed/do": "crash" } } });
     let name = Key::of_row(id).vm_name();
-    let told = vmis(&client, NAMESPACE)
-        .patch(&name, &PatchParams::default(), &Patch::Merge(crash))
-        .await;
+    let told = vmis(&client, NAMESPACE).patch(&name, &PatchParams::default(), &Patch::Merge(crash)).await;
     told.map(drop).context("crash the guest")
 }
 
@@ -154,11 +128,7 @@ async fn make(world: &World, users: &Users, tell: &Teller) -> Result<HashMap<Fat
             apply_by_hand(&crs, tell).await?;
             continue;
         }
-        let lifetime = if fate == Fate::Deadline {
-            Fate::DEADLINE
-        } else {
-            LONG
-        };
+        let lifetime = if fate == Fate::Deadline { Fate::DEADLINE } else { LONG };
         let statement = format!(
             r#"insert into "cyberdesk_instances" ("user_id", "status", "timeout_at")
                values ($1, 'pending', NOW() + interval '{} milliseconds') returning "id", "status""#,

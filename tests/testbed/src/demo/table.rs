@@ -25,10 +25,7 @@ pub(crate) struct Span {
 }
 
 fn span(tone: Tone, text: impl Into<String>) -> Span {
-    Span {
-        text: text.into(),
-        tone,
-    }
+    Span { text: text.into(), tone }
 }
 
 /// One line on the screen.
@@ -43,35 +40,21 @@ struct Column {
 }
 
 const fn left(title: &'static str, width: usize, cell: fn(&Desktop) -> Span) -> Column {
-    Column {
-        title,
-        width,
-        right: false,
-        cell,
-    }
+    Column { title, width, right: false, cell }
 }
 
 const fn time(title: &'static str, cell: fn(&Desktop) -> Span) -> Column {
-    Column {
-        title,
-        width: 6,
-        right: true,
-        cell,
-    }
+    Column { title, width: 6, right: true, cell }
 }
 
 /// What every screen shows. With one space in between it fits into 79 characters.
 const ALWAYS: [Column; 7] = [
-    left("DESKTOP", 9, |desktop| {
-        span(Tone::Title, desktop.fate.nickname())
-    }),
+    left("DESKTOP", 9, |desktop| span(Tone::Title, desktop.fate.nickname())),
     left("ROW", 24, row_cell),
     left("CYBERDESK", 10, cr_cell),
     left("VM", 12, vm_cell),
     time("MADE", |desktop| measured(desktop.marks.commit_to_vm())),
-    time("RUNS", |desktop| {
-        measured(desktop.marks.commit_to_running())
-    }),
+    time("RUNS", |desktop| measured(desktop.marks.commit_to_running())),
     time("OVER", |desktop| measured(desktop.marks.told_to_over())),
 ];
 
@@ -99,10 +82,7 @@ pub(crate) fn picture(board: &Board, now: Duration, width: usize, height: usize)
     let clock = duration(now);
     let room = width.saturating_sub(title.chars().count());
     let mut lines = vec![
-        vec![
-            span(Tone::Title, title),
-            span(Tone::Quiet, format!("{clock:>room$}")),
-        ],
+        vec![span(Tone::Title, title), span(Tone::Quiet, format!("{clock:>room$}"))],
         vec![],
         row_of(&columns, gap, |column| span(Tone::Quiet, column.title)),
     ];
@@ -111,9 +91,7 @@ pub(crate) fn picture(board: &Board, now: Duration, width: usize, height: usize)
     }
     lines.push(vec![]);
     let deeds = board.lines.iter().filter(|line| line.about == About::Deed);
-    let mut deeds: Vec<Spans> = std::iter::once(births(board))
-        .chain(deeds.map(deed))
-        .collect();
+    let mut deeds: Vec<Spans> = std::iter::once(births(board)).chain(deeds.map(deed)).collect();
     let room = height.saturating_sub(FRAME).min(DEEDS);
     deeds.drain(..deeds.len().saturating_sub(room));
     // Always the same height, so that nothing jumps.
@@ -134,10 +112,7 @@ fn columns(width: usize) -> Vec<Column> {
     }
     if with(&columns, MESSAGE_LEAST) <= width {
         let room = width - total(&columns, 2) - 2;
-        columns.push(Column {
-            width: MESSAGE.width.min(room),
-            ..MESSAGE
-        });
+        columns.push(Column { width: MESSAGE.width.min(room), ..MESSAGE });
     }
     columns
 }
@@ -153,11 +128,7 @@ fn row_of(columns: &[Column], gap: usize, cell: impl Fn(&Column) -> Span) -> Spa
         let Span { text, tone } = cell(column);
         let text = shorten(&text, column.width);
         let width = column.width;
-        let text = if column.right {
-            format!("{text:>width$}")
-        } else {
-            format!("{text:<width$}")
-        };
+        let text = if column.right { format!("{text:>width$}") } else { format!("{text:<width$}") };
         if index > 0 {
             line.push(span(Tone::Plain, " ".repeat(gap)));
         }
@@ -178,10 +149,7 @@ fn births(board: &Board) -> Spans {
     let (rows, crs) = (rows.len(), crs.len());
     vec![
         span(Tone::Quiet, format!("{:>7}  ", duration(last.at))),
-        span(
-            Tone::Plain,
-            format!("{rows} rows inserted by the app, {crs} Cyberdesk applied with kubectl"),
-        ),
+        span(Tone::Plain, format!("{rows} rows inserted by the app, {crs} Cyberdesk applied with kubectl")),
     ]
 }
 
@@ -224,9 +192,7 @@ fn row_mark(row: &Row) -> (char, Tone) {
         (true, _, Some("error")) => ('✓', Tone::Bad),
         (true, ..) => ('✓', Tone::Quiet),
         (false, _, Some("error")) => ('◐', Tone::Bad),
-        (false, true, _) | (false, _, None | Some("terminated" | "completed")) => {
-            ('◐', Tone::Ending)
-        }
+        (false, true, _) | (false, _, None | Some("terminated" | "completed")) => ('◐', Tone::Ending),
         (false, false, Some("running")) => ('●', Tone::Good),
         (false, false, Some(_)) => ('●', Tone::Waiting),
     }
@@ -328,33 +294,17 @@ mod tests {
             let row = Row {
                 status: Some("terminated".to_owned()),
                 reason: Some("guest-shutdown".to_owned()),
-                message: Some(
-                    "a message that somebody wrote at length, and then some more".to_owned(),
-                ),
+                message: Some("a message that somebody wrote at length, and then some more".to_owned()),
                 ending: true,
                 over: fate == Fate::Crash,
             };
-            let cr = Cr {
-                phase: Some("Terminated".to_owned()),
-                ip: Some("10.244.196.128".to_owned()),
-                ..Cr::default()
-            };
-            let vm = Vm {
-                status: Some("ErrorUnschedulable".to_owned()),
-            };
+            let cr =
+                Cr { phase: Some("Terminated".to_owned()), ip: Some("10.244.196.128".to_owned()), ..Cr::default() };
+            let vm = Vm { status: Some("ErrorUnschedulable".to_owned()) };
             let all = [
-                News::Made {
-                    fate,
-                    key: key.clone(),
-                },
-                News::Vm {
-                    key: key.clone(),
-                    vm: Some(vm),
-                },
-                News::Cr {
-                    key: key.clone(),
-                    cr: Some(cr),
-                },
+                News::Made { fate, key: key.clone() },
+                News::Vm { key: key.clone(), vm: Some(vm) },
+                News::Cr { key: key.clone(), cr: Some(cr) },
                 News::Row { key, row },
                 News::Told(fate),
             ];
@@ -374,10 +324,7 @@ mod tests {
                 assert!(line.chars().count() <= width, "{width}: {line}");
             }
             for fate in Fate::ALL {
-                assert!(
-                    lines.iter().any(|line| line.starts_with(fate.nickname())),
-                    "{width}: {fate:?} is missing"
-                );
+                assert!(lines.iter().any(|line| line.starts_with(fate.nickname())), "{width}: {fate:?} is missing");
             }
         }
     }
@@ -407,19 +354,12 @@ mod tests {
         let lines = text(&picture(&full(), Duration::ZERO, 80, FRAME));
         assert_eq!(lines.len(), FRAME);
         assert!(lines.iter().all(|line| !line.contains("timeoutMs")));
-        assert!(
-            lines
-                .last()
-                .is_some_and(|line| line.starts_with("MADE, RUNS"))
-        );
+        assert!(lines.last().is_some_and(|line| line.starts_with("MADE, RUNS")));
     }
 
     #[test]
     fn a_pipe_gets_one_line_a_change() {
         let board = full();
-        assert_eq!(
-            plain(&board.lines[0]),
-            "  9.999 s  shut-down  ->   the app inserts its row"
-        );
+        assert_eq!(plain(&board.lines[0]), "  9.999 s  shut-down  ->   the app inserts its row");
     }
 }

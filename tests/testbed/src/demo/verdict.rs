@@ -16,11 +16,7 @@ use super::observe::cyberdesks;
 
 /// What became of a desktop, in a few words.
 pub(crate) fn outcome(desktop: &Desktop) -> String {
-    match (
-        desktop.fate.expected(),
-        desktop.row.there(),
-        desktop.cr.there(),
-    ) {
+    match (desktop.fate.expected(), desktop.row.there(), desktop.cr.there()) {
         (Expected::Cr { .. }, _, Some(cr)) => {
             let phase = cr.phase.as_deref().unwrap_or("?");
             format!("CR {phase} · {}", cr.reason.as_deref().unwrap_or("?"))
@@ -36,16 +32,17 @@ pub(crate) fn outcome(desktop: &Desktop) -> String {
 pub(crate) fn fault(desktop: &Desktop) -> Option<String> {
     let nickname = desktop.fate.nickname();
     let as_told = match desktop.fate.expected() {
-        Expected::Row { status, reason } => desktop.row.there().is_some_and(|row| {
-            row.status.as_deref() == Some(status) && row.reason.as_deref() == Some(reason)
-        }),
-        Expected::NoRow { reason } => desktop
+        Expected::Row { status, reason } => desktop
             .row
             .there()
-            .is_some_and(|row| row.status.is_none() && row.reason.as_deref() == Some(reason)),
-        Expected::Cr { phase, reason } => desktop.cr.there().is_some_and(|cr| {
-            cr.phase.as_deref() == Some(phase) && cr.reason.as_deref() == Some(reason)
-        }),
+            .is_some_and(|row| row.status.as_deref() == Some(status) && row.reason.as_deref() == Some(reason)),
+        Expected::NoRow { reason } => {
+            desktop.row.there().is_some_and(|row| row.status.is_none() && row.reason.as_deref() == Some(reason))
+        }
+        Expected::Cr { phase, reason } => desktop
+            .cr
+            .there()
+            .is_some_and(|cr| cr.phase.as_deref() == Some(phase) && cr.reason.as_deref() == Some(reason)),
     };
     let expected = match desktop.fate.expected() {
         Expected::Row { status, reason } => format!("{status} · {reason}"),
@@ -56,14 +53,10 @@ pub(crate) fn fault(desktop: &Desktop) -> Option<String> {
         Some(format!("{nickname}: was never made"))
     } else if !as_told {
         let outcome = outcome(desktop);
-        Some(format!(
-            "{nickname}: is {outcome}, and should be {expected}"
-        ))
+        Some(format!("{nickname}: is {outcome}, and should be {expected}"))
     } else if !desktop.is_over() {
         let (row, cr, vm) = (&desktop.row, &desktop.cr, &desktop.vm);
-        Some(format!(
-            "{nickname}: is not over; seen last: {row:?}, {cr:?}, {vm:?}"
-        ))
+        Some(format!("{nickname}: is not over; seen last: {row:?}, {cr:?}, {vm:?}"))
     } else {
         None
     }
@@ -72,19 +65,10 @@ pub(crate) fn fault(desktop: &Desktop) -> Option<String> {
 /// Each desktop on a line: how it was told to end, what became of it, how long that took.
 pub(crate) fn account(board: &Board) -> Vec<String> {
     let line = |desktop: &Desktop| {
-        let mark = if fault(desktop).is_none() {
-            '✓'
-        } else {
-            '✗'
-        };
+        let mark = if fault(desktop).is_none() { '✓' } else { '✗' };
         let took = desktop.marks.told_to_over();
         let took = took.map_or_else(|| "–".to_owned(), duration);
-        format!(
-            "{mark} {:<9} {:<34}  {:<24} {took:>6}",
-            desktop.fate.nickname(),
-            desktop.fate.told(),
-            outcome(desktop),
-        )
+        format!("{mark} {:<9} {:<34}  {:<24} {took:>6}", desktop.fate.nickname(), desktop.fate.told(), outcome(desktop),)
     };
     board.desktops.iter().map(line).collect()
 }
@@ -96,8 +80,7 @@ pub(crate) async fn deadline_missed_by(world: &World, board: &Board) -> Result<O
     };
     let id: uuid::Uuid = key.parse().context("a row's key is its id")?;
     let client = world.database.connect_as(ADMINISTRATOR).await?;
-    let statement =
-        "select extract(epoch from shutdown_requested_at - timeout_at at time zone 'utc')::float8
+    let statement = "select extract(epoch from shutdown_requested_at - timeout_at at time zone 'utc')::float8
                        from cyberdesk_instances where id = $1";
     let found = client.query_opt(statement, &[&id]).await?;
     let late: Option<f64> = found.and_then(|row| row.get(0));
@@ -116,18 +99,9 @@ pub(crate) fn figures(board: &Board, deadline_missed_by: Option<Duration>) -> Ve
     let one = |time: Option<Duration>| time.map_or_else(|| "–".to_owned(), duration);
     let to_end = board.desktop(Fate::Deadline).marks.told_to_over();
     [
-        (
-            "from commit to VM created",
-            range(|desktop| desktop.marks.commit_to_vm()),
-        ),
-        (
-            "from commit to running",
-            range(|desktop| desktop.marks.commit_to_running()),
-        ),
-        (
-            "from deadline to shutdown requested",
-            one(deadline_missed_by),
-        ),
+        ("from commit to VM created", range(|desktop| desktop.marks.commit_to_vm())),
+        ("from commit to running", range(|desktop| desktop.marks.commit_to_running())),
+        ("from deadline to shutdown requested", one(deadline_missed_by)),
         ("from deadline to row terminated", one(to_end)),
     ]
     .map(|(what, time)| format!("  {what:<36} {time}"))
@@ -172,10 +146,7 @@ mod tests {
             row: Side::There(row),
             cr: Side::Gone,
             vm: Side::Gone,
-            marks: Marks {
-                over: Some(now),
-                ..Marks::default()
-            },
+            marks: Marks { over: Some(now), ..Marks::default() },
         }
     }
 

@@ -30,19 +30,8 @@ const UNTIL_SEEN: Duration = Duration::from_secs(2);
 const SECRET_RECHECK: Duration = Duration::from_millis(300);
 
 impl Hands {
-    pub(super) fn new(
-        client: Client,
-        nodes: Vec<String>,
-        pods: Mirror<Pod>,
-        vmis: Mirror<DynamicObject>,
-    ) -> Self {
-        Self {
-            client,
-            nodes,
-            pods,
-            vmis,
-            addresses: AtomicU32::new(0),
-        }
+    pub(super) fn new(client: Client, nodes: Vec<String>, pods: Mirror<Pod>, vmis: Mirror<DynamicObject>) -> Self {
+        Self { client, nodes, pods, vmis, addresses: AtomicU32::new(0) }
     }
 
     /// Carries an act out; returns when to look at the pod again.
@@ -57,17 +46,14 @@ impl Hands {
             Act::Ready => {
                 if self.a_secret_is_missing(view.pod).await? {
                     if waiting_reason(view.pod).is_none() {
-                        self.pod_status(view.pod, waiting(view.pod, "ContainerCreating"))
-                            .await?;
+                        self.pod_status(view.pod, waiting(view.pod, "ContainerCreating")).await?;
                     }
                     return Ok(SECRET_RECHECK);
                 }
                 self.pod_status(view.pod, ready(view.pod)).await?;
             }
             Act::EndPod => {
-                let well = view
-                    .vmi
-                    .is_some_and(|vmi| vmi.data["status"]["phase"] == "Succeeded");
+                let well = view.vmi.is_some_and(|vmi| vmi.data["status"]["phase"] == "Succeeded");
                 self.pod_status(view.pod, ended(view.pod, well)).await?;
             }
             Act::RemovePod => {
@@ -95,9 +81,7 @@ impl Hands {
                 status["interfaces"] = self.interfaces(vmi);
                 status["guestOSInfo"] = json!({});
             }
-            Act::Finish { well } => {
-                enter_phase(&mut status, if well { "Succeeded" } else { "Failed" }, now)
-            }
+            Act::Finish { well } => enter_phase(&mut status, if well { "Succeeded" } else { "Failed" }, now),
             Act::Obey(command) => {
                 if let Some((text, _)) = &view.script.command {
                     metadata["annotations"] = json!({ DONE: text });
@@ -112,13 +96,7 @@ impl Hands {
                     }
                     Command::AgentDisconnect => set_condition(&mut status, "AgentConnected", None),
                     Command::Pause => {
-                        let paused = new_condition(
-                            "Paused",
-                            true,
-                            "PausedByUser",
-                            "VMI was paused by user",
-                            now,
-                        );
+                        let paused = new_condition("Paused", true, "PausedByUser", "VMI was paused by user", now);
                         set_condition(&mut status, "Paused", Some(paused));
                     }
                     Command::Unpause => set_condition(&mut status, "Paused", None),
@@ -138,14 +116,7 @@ impl Hands {
         }
         let patch = json!({ "metadata": metadata, "status": status });
         let api = vmis(&self.client, &vmi.namespace().unwrap_or_default());
-        self.vmis.learn(
-            api.patch(
-                &vmi.name_any(),
-                &PatchParams::default(),
-                &Patch::Merge(patch),
-            )
-            .await?,
-        );
+        self.vmis.learn(api.patch(&vmi.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?);
         if matches!(act, Act::Obey(Command::Migrate)) {
             self.remove(view.pod).await?;
         }
@@ -154,11 +125,7 @@ impl Hands {
 
     /// A ready copy of the pod on the next machine.
     async fn migrate(&self, source: &Pod) -> kube::Result<String> {
-        let here = self
-            .nodes
-            .iter()
-            .position(|node| Some(node.as_str()) == node_name(source))
-            .unwrap_or(0);
+        let here = self.nodes.iter().position(|node| Some(node.as_str()) == node_name(source)).unwrap_or(0);
         let node = self.nodes[(here + 1) % self.nodes.len()].clone();
         let address = self.addresses.fetch_add(1, Ordering::Relaxed);
         let mut target = source.clone();
@@ -167,10 +134,7 @@ impl Hands {
         target.metadata.uid = None;
         target.status = None;
         target.spec.get_or_insert_default().node_name = Some(node.clone());
-        let target = self
-            .pods(source)
-            .create(&PostParams::default(), &target)
-            .await?;
+        let target = self.pods(source).create(&PostParams::default(), &target).await?;
         self.pod_status(&target, ready(&target)).await?;
         Ok(node)
     }
@@ -186,50 +150,28 @@ impl Hands {
             "target": { "apiVersion": "v1", "kind": "Node", "name": node },
         });
         let api = self.pods(pod);
-        let _: Value = api
-            .create_subresource("binding", &pod.name_any(), &PostParams::default(), &binding)
-            .await?;
+        let _: Value = api.create_subresource("binding", &pod.name_any(), &PostParams::default(), &binding).await?;
         Ok(())
     }
 
     async fn pod_status(&self, pod: &Pod, status: Value) -> kube::Result<()> {
         let patch = Patch::Merge(json!({ "status": status }));
-        let written = self
-            .pods(pod)
-            .patch_status(&pod.name_any(), &PatchParams::default(), &patch)
-            .await?;
+        let written = self.pods(pod).patch_status(&pod.name_any(), &PatchParams::default(), &patch).await?;
         self.pods.learn(written);
         Ok(())
     }
 
     async fn remove(&self, pod: &Pod) -> kube::Result<()> {
-        let preconditions = Preconditions {
-            uid: pod.uid(),
-            resource_version: None,
-        };
-        let at_once = DeleteParams {
-            grace_period_seconds: Some(0),
-            ..DeleteParams::default().preconditions(preconditions)
-        };
-        self.pods(pod)
-            .delete(&pod.name_any(), &at_once)
-            .await
-            .map(drop)
+        let preconditions = Preconditions { uid: pod.uid(), resource_version: None };
+        let at_once =
+            DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default().preconditions(preconditions) };
+        self.pods(pod).delete(&pod.name_any(), &at_once).await.map(drop)
     }
 
     async fn a_secret_is_missing(&self, pod: &Pod) -> kube::Result<bool> {
-        let secrets =
-            Api::<Secret>::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-        for volume in pod
-            .spec
-            .iter()
-            .flat_map(|spec| spec.volumes.iter().flatten())
-        {
-            let Some(source) = volume
-                .secret
-                .as_ref()
-                .filter(|source| source.optional != Some(true))
-            else {
+        let secrets = Api::<Secret>::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+            let Some(source) = volume.secret.as_ref().filter(|source| source.optional != Some(true)) else {
                 continue;
             };
             let name = source.secret_name.as_deref().unwrap_or_default();
@@ -245,12 +187,7 @@ impl Hands {
         let networks = vmi.data["spec"]["networks"].as_array();
         let entry = |network: &Value| {
             let number = self.addresses.fetch_add(1, Ordering::Relaxed);
-            let address = format!(
-                "10.{}.{}.{}",
-                244 + number / 62_500 % 8,
-                number / 250 % 250,
-                number % 250 + 2
-            );
+            let address = format!("10.{}.{}.{}", 244 + number / 62_500 % 8, number / 250 % 250, number % 250 + 2);
             json!({ "name": network["name"], "ipAddress": address, "ipAddresses": [address],
                 "infoSource": "domain", "queueCount": 1, "podInterfaceName": "eth0" })
         };
@@ -267,10 +204,7 @@ fn container(pod: &Pod) -> Value {
 
 fn conditions(pairs: &[(&str, bool)]) -> Value {
     let now = Timestamp::now();
-    pairs
-        .iter()
-        .map(|(kind, status)| new_condition(kind, *status, "", "", now))
-        .collect()
+    pairs.iter().map(|(kind, status)| new_condition(kind, *status, "", "", now)).collect()
 }
 
 fn unschedulable() -> Value {
@@ -303,13 +237,10 @@ fn ready(pod: &Pod) -> Value {
 fn ended(pod: &Pod, well: bool) -> Value {
     let now = seconds(Timestamp::now());
     let mut status = container(pod);
-    let (phase, code, reason) = if well {
-        ("Succeeded", 0, "Completed")
-    } else {
-        ("Failed", 1, "Error")
-    };
+    let (phase, code, reason) = if well { ("Succeeded", 0, "Completed") } else { ("Failed", 1, "Error") };
     status["ready"] = json!(false);
-    status["state"] = json!({ "terminated": { "exitCode": code, "reason": reason, "startedAt": now, "finishedAt": now } });
+    status["state"] =
+        json!({ "terminated": { "exitCode": code, "reason": reason, "startedAt": now, "finishedAt": now } });
     json!({ "phase": phase, "containerStatuses": [status],
         "conditions": conditions(&[("PodScheduled", true), ("Initialized", true), ("ContainersReady", false), ("Ready", false)]) })
 }

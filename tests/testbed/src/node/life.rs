@@ -53,48 +53,26 @@ pub(super) struct View<'a> {
 
 /// The next step, or none until something changes.
 pub(super) fn next(view: &View<'_>) -> Option<Step> {
-    let at_once = |act| {
-        Some(Step {
-            after: Duration::ZERO,
-            act,
-        })
-    };
+    let at_once = |act| Some(Step { after: Duration::ZERO, act });
     let Some(vmi) = view.vmi else {
         // Not in the cache (yet). Only a deletion is acted on: nothing may end a pod because its VMI was not seen.
-        return if is_deleting(view.pod) {
-            at_once(Act::RemovePod)
-        } else {
-            None
-        };
+        return if is_deleting(view.pod) { at_once(Act::RemovePod) } else { None };
     };
     let deleting = is_deleting(vmi) || is_deleting(view.pod);
     match phase(vmi) {
         "Succeeded" | "Failed" => after_the_guest(view),
         "Running" | "Scheduled" if elsewhere(view.pod, vmi) => {
             // The other pod of a migration: the guest is not in it (any more).
-            if is_deleting(view.pod) {
-                at_once(Act::RemovePod)
-            } else {
-                None
-            }
+            if is_deleting(view.pod) { at_once(Act::RemovePod) } else { None }
         }
         "Running" if deleting => Some(shut_down(view, vmi)),
         "Running" => live(view, vmi),
         "Scheduled" if deleting => at_once(Act::Finish { well: false }),
         "Scheduled" => match view.script.due(vmi) {
-            Some(Command::FailBeforeRunning) => Some(Step {
-                after: boot(view) / 2,
-                act: Act::Finish { well: false },
-            }),
-            _ => Some(Step {
-                after: boot(view),
-                act: Act::Run,
-            }),
+            Some(Command::FailBeforeRunning) => Some(Step { after: boot(view) / 2, act: Act::Finish { well: false } }),
+            _ => Some(Step { after: boot(view), act: Act::Run }),
         },
-        _ if is_deleting(view.pod) => Some(Step {
-            after: view.speed.pod_end,
-            act: Act::RemovePod,
-        }),
+        _ if is_deleting(view.pod) => Some(Step { after: view.speed.pod_end, act: Act::RemovePod }),
         _ => start(view),
     }
 }
@@ -120,10 +98,7 @@ fn start(view: &View<'_>) -> Option<Step> {
 
 fn hold_up(view: &View<'_>, reason: &'static str) -> Option<Step> {
     let waits_already = waiting_reason(view.pod) == Some(reason);
-    (!waits_already).then_some(Step {
-        after: view.speed.pod_ready,
-        act: Act::HoldUp(reason),
-    })
+    (!waits_already).then_some(Step { after: view.speed.pod_ready, act: Act::HoldUp(reason) })
 }
 
 /// A running guest that nobody wants to end.
@@ -135,45 +110,25 @@ fn live(view: &View<'_>, vmi: &DynamicObject) -> Option<Step> {
             // It runs: too late for that one, which is noted without an effect.
             other => Act::Obey(other),
         };
-        return Some(Step {
-            after: Duration::ZERO,
-            act,
-        });
+        return Some(Step { after: Duration::ZERO, act });
     }
     let connected = condition(&vmi.data["status"], "AgentConnected").is_some();
-    let after = view
-        .script
-        .agent
-        .filter(|_| !connected && view.script.command.is_none())?;
-    Some(Step {
-        after,
-        act: Act::Obey(Command::AgentConnect),
-    })
+    let after = view.script.agent.filter(|_| !connected && view.script.command.is_none())?;
+    Some(Step { after, act: Act::Obey(Command::AgentConnect) })
 }
 
 /// The power button has been pressed: the guest obeys in its own time, or is killed when its grace ends.
 fn shut_down(view: &View<'_>, vmi: &DynamicObject) -> Step {
-    let seconds = vmi.data["spec"]["terminationGracePeriodSeconds"]
-        .as_i64()
-        .unwrap_or(DEFAULT_GRACE_SECONDS);
+    let seconds = vmi.data["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(DEFAULT_GRACE_SECONDS);
     let grace = Duration::from_secs(seconds.max(0).unsigned_abs());
     let takes = view.script.shutdown.unwrap_or(view.speed.shutdown);
     if grace.is_zero() {
         // Killed at once by wish: KubeVirt calls that a success.
-        Step {
-            after: Duration::ZERO,
-            act: Act::Finish { well: true },
-        }
+        Step { after: Duration::ZERO, act: Act::Finish { well: true } }
     } else if view.script.ignores_acpi || takes > grace {
-        Step {
-            after: grace,
-            act: Act::Finish { well: false },
-        }
+        Step { after: grace, act: Act::Finish { well: false } }
     } else {
-        Step {
-            after: takes,
-            act: Act::Finish { well: true },
-        }
+        Step { after: takes, act: Act::Finish { well: true } }
     }
 }
 
@@ -181,22 +136,14 @@ fn shut_down(view: &View<'_>, vmi: &DynamicObject) -> Step {
 fn after_the_guest(view: &View<'_>) -> Option<Step> {
     let ended = matches!(pod_phase(view.pod), "Succeeded" | "Failed");
     match (ended, is_deleting(view.pod)) {
-        (false, _) => Some(Step {
-            after: view.speed.pod_end,
-            act: Act::EndPod,
-        }),
-        (true, true) => Some(Step {
-            after: Duration::ZERO,
-            act: Act::RemovePod,
-        }),
+        (false, _) => Some(Step { after: view.speed.pod_end, act: Act::EndPod }),
+        (true, true) => Some(Step { after: Duration::ZERO, act: Act::RemovePod }),
         (true, false) => None,
     }
 }
 
 fn elsewhere(pod: &Pod, vmi: &DynamicObject) -> bool {
-    vmi.data["status"]["nodeName"]
-        .as_str()
-        .is_some_and(|node| node_name(pod) != Some(node))
+    vmi.data["status"]["nodeName"].as_str().is_some_and(|node| node_name(pod) != Some(node))
 }
 
 /// The node that the pod is bound to.
@@ -205,22 +152,13 @@ pub(super) fn node_name(pod: &Pod) -> Option<&str> {
 }
 
 fn pod_phase(pod: &Pod) -> &str {
-    pod.status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref())
-        .unwrap_or_default()
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
 fn pod_condition(pod: &Pod, kind: &str) -> Option<&'static str> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let found = conditions
-        .iter()
-        .find(|condition| condition.type_ == kind)?;
-    Some(if found.status == "True" {
-        "True"
-    } else {
-        "False"
-    })
+    let found = conditions.iter().find(|condition| condition.type_ == kind)?;
+    Some(if found.status == "True" { "True" } else { "False" })
 }
 
 fn called_unschedulable(pod: &Pod) -> bool {
@@ -234,9 +172,7 @@ fn is_ready(pod: &Pod) -> bool {
 /// Why the pod's container has not started.
 pub(super) fn waiting_reason(pod: &Pod) -> Option<&str> {
     let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
-    statuses
-        .iter()
-        .find_map(|status| status.state.as_ref()?.waiting.as_ref()?.reason.as_deref())
+    statuses.iter().find_map(|status| status.state.as_ref()?.waiting.as_ref()?.reason.as_deref())
 }
 
 #[cfg(test)]
@@ -251,8 +187,7 @@ mod tests {
     }
 
     fn vmi(phase: &str, more: Value) -> DynamicObject {
-        let mut vmi =
-            json!({ "metadata": {}, "spec": {}, "status": { "phase": phase, "nodeName": "n" } });
+        let mut vmi = json!({ "metadata": {}, "spec": {}, "status": { "phase": phase, "nodeName": "n" } });
         for (path, value) in more.as_object().expect("paths and values") {
             let (parent, key) = path.rsplit_once('/').expect("a path");
             vmi.pointer_mut(parent).expect("a parent")[key] = value.clone();
@@ -262,12 +197,7 @@ mod tests {
 
     fn step(pod: &Pod, vmi: &DynamicObject) -> Option<(u128, Act)> {
         let script = Script::of(vmi).expect("a script");
-        let view = View {
-            pod,
-            vmi: Some(vmi),
-            script: &script,
-            speed: &Speed::RECORDED,
-        };
+        let view = View { pod, vmi: Some(vmi), script: &script, speed: &Speed::RECORDED };
         next(&view).map(|step| (step.after.as_millis(), step.act))
     }
 
@@ -276,9 +206,7 @@ mod tests {
         let deleted = json!({ "/metadata/deletionTimestamp": "2026-01-01T00:00:00Z" });
         let deleted_with = |more: Value| {
             let mut all = deleted.clone();
-            all.as_object_mut()
-                .expect("an object")
-                .extend(more.as_object().cloned().unwrap_or_default());
+            all.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
             all
         };
         let script = |key: &str, value: &str| json!({ format!("guest.testbed/{key}"): value });
@@ -287,56 +215,24 @@ mod tests {
         let table = [
             ("Running", json!({}), None),
             ("Running", deleted.clone(), well(2000)),
-            (
-                "Running",
-                deleted_with(json!({ "/spec/terminationGracePeriodSeconds": 0 })),
-                well(0),
-            ),
-            (
-                "Running",
-                deleted_with(json!({ "/spec/terminationGracePeriodSeconds": 1 })),
-                badly(1000),
-            ),
+            ("Running", deleted_with(json!({ "/spec/terminationGracePeriodSeconds": 0 })), well(0)),
+            ("Running", deleted_with(json!({ "/spec/terminationGracePeriodSeconds": 1 })), badly(1000)),
             (
                 "Running",
                 deleted_with(json!({ "/metadata/annotations": script("ignores-acpi", "true") })),
                 badly(30_000),
             ),
-            (
-                "Running",
-                deleted_with(json!({ "/metadata/annotations": script("shutdown", "5s") })),
-                well(5000),
-            ),
-            (
-                "Running",
-                json!({ "/metadata/annotations": script("do", "power-off") }),
-                well(0),
-            ),
-            (
-                "Running",
-                json!({ "/metadata/annotations": script("do", "crash") }),
-                badly(0),
-            ),
+            ("Running", deleted_with(json!({ "/metadata/annotations": script("shutdown", "5s") })), well(5000)),
+            ("Running", json!({ "/metadata/annotations": script("do", "power-off") }), well(0)),
+            ("Running", json!({ "/metadata/annotations": script("do", "crash") }), badly(0)),
             ("Scheduled", json!({}), Some((1000, Act::Run))),
-            (
-                "Scheduled",
-                json!({ "/metadata/annotations": script("boot", "9s") }),
-                Some((9000, Act::Run)),
-            ),
-            (
-                "Scheduled",
-                json!({ "/metadata/annotations": script("do", "fail-before-running") }),
-                badly(500),
-            ),
+            ("Scheduled", json!({ "/metadata/annotations": script("boot", "9s") }), Some((9000, Act::Run))),
+            ("Scheduled", json!({ "/metadata/annotations": script("do", "fail-before-running") }), badly(500)),
             ("Scheduled", deleted, badly(0)),
             ("Succeeded", json!({}), Some((250, Act::EndPod))),
         ];
         for (phase, more, expected) in table {
-            assert_eq!(
-                step(&pod(BOUND), &vmi(phase, more.clone())),
-                expected,
-                "{phase} {more}"
-            );
+            assert_eq!(step(&pod(BOUND), &vmi(phase, more.clone())), expected, "{phase} {more}");
         }
     }
 
@@ -351,49 +247,27 @@ mod tests {
     #[test]
     fn a_pod_starts_step_by_step_unless_it_is_stuck() {
         let free = r#"{"spec":{"containers":[]}}"#;
-        let ready = r#"{"spec":{"nodeName":"n","containers":[]},"status":{"conditions":[{"type":"Ready","status":"True"}]}}"#;
+        let ready =
+            r#"{"spec":{"nodeName":"n","containers":[]},"status":{"conditions":[{"type":"Ready","status":"True"}]}}"#;
         let stuck = |why: &str| json!({ "/metadata/annotations": { "guest.testbed/never-schedules": why } });
         let table = [
             (free, json!({}), Some((300, Act::Bind))),
             (BOUND, json!({}), Some((500, Act::Ready))),
             (ready, json!({}), None),
-            (
-                free,
-                stuck("unschedulable"),
-                Some((300, Act::CallUnschedulable)),
-            ),
+            (free, stuck("unschedulable"), Some((300, Act::CallUnschedulable))),
             (free, stuck("image-pull"), Some((300, Act::Bind))),
-            (
-                BOUND,
-                stuck("image-pull"),
-                Some((500, Act::HoldUp("ImagePullBackOff"))),
-            ),
-            (
-                BOUND,
-                stuck("missing-secret"),
-                Some((500, Act::HoldUp("ContainerCreating"))),
-            ),
+            (BOUND, stuck("image-pull"), Some((500, Act::HoldUp("ImagePullBackOff")))),
+            (BOUND, stuck("missing-secret"), Some((500, Act::HoldUp("ContainerCreating")))),
         ];
         for (text, more, expected) in table {
-            assert_eq!(
-                step(&pod(text), &vmi("Scheduling", more.clone())),
-                expected,
-                "{text} {more}"
-            );
+            assert_eq!(step(&pod(text), &vmi("Scheduling", more.clone())), expected, "{text} {more}");
         }
     }
 
     #[test]
     fn a_pod_is_not_ended_because_its_vmi_was_not_seen() {
         let script = Script::default();
-        let step = |pod: &Pod| {
-            next(&View {
-                pod,
-                vmi: None,
-                script: &script,
-                speed: &Speed::FAST,
-            })
-        };
+        let step = |pod: &Pod| next(&View { pod, vmi: None, script: &script, speed: &Speed::FAST });
         assert_eq!(step(&pod(BOUND)), None);
         let deleted = pod(r#"{"metadata":{"deletionTimestamp":"2026-01-01T00:00:00Z"}}"#);
         assert_eq!(step(&deleted).map(|step| step.act), Some(Act::RemovePod));

@@ -27,9 +27,7 @@ pub(super) async fn register(client: &Client, names: &[String]) -> kube::Result<
         let amounts = json!({ "cpu": "4000", "memory": "16Ti", "pods": "100k" });
         let status = json!({ "status": { "capacity": amounts, "allocatable": amounts,
             "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady" }] } });
-        nodes
-            .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
-            .await?;
+        nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
     }
     Ok(())
 }
@@ -41,11 +39,9 @@ pub(super) async fn heartbeat(client: Client, names: Vec<String>) {
     loop {
         beat.tick().await;
         for name in &names {
-            let fresh = json!({ "metadata": { "annotations": { "kubevirt.io/heartbeat": Timestamp::now().to_string() } } });
-            if let Err(error) = nodes
-                .patch_metadata(name, &PatchParams::default(), &Patch::Merge(fresh))
-                .await
-            {
+            let fresh =
+                json!({ "metadata": { "annotations": { "kubevirt.io/heartbeat": Timestamp::now().to_string() } } });
+            if let Err(error) = nodes.patch_metadata(name, &PatchParams::default(), &Patch::Merge(fresh)).await {
                 tracing::debug!(node = name, %error, "heartbeat failed; the next one follows");
             }
         }

@@ -103,11 +103,7 @@ pub struct NodeConfig {
 
 impl Default for NodeConfig {
     fn default() -> Self {
-        Self {
-            speed: Speed::FAST,
-            names: vec!["node01".into(), "node02".into()],
-            width: 16,
-        }
+        Self { speed: Speed::FAST, names: vec!["node01".into(), "node02".into()], width: 16 }
     }
 }
 
@@ -120,21 +116,12 @@ impl Node {
     /// Puts the machines into the cluster and begins to play. The client must be an admin's; the VMI kind must exist.
     pub async fn start(client: Client, config: NodeConfig) -> Result<Self> {
         let client = as_kubevirt(&client);
-        machines::register(&client, &config.names)
-            .await
-            .context("registering the nodes")?;
-        quota::install(&client)
-            .await
-            .context("installing the quota policy")?;
+        machines::register(&client, &config.names).await.context("registering the nodes")?;
+        quota::install(&client).await.context("installing the quota policy")?;
 
         let (pods, vmis) = (Mirror::<Pod>::default(), Mirror::<DynamicObject>::default());
         let player = Arc::new(Player {
-            hands: Hands::new(
-                client.clone(),
-                config.names.clone(),
-                pods.clone(),
-                vmis.clone(),
-            ),
+            hands: Hands::new(client.clone(), config.names.clone(), pods.clone(), vmis.clone()),
             pods: pods.clone(),
             vmis: vmis.clone(),
             speed: config.speed,
@@ -150,10 +137,7 @@ impl Node {
         let launchers = watcher::Config::default().labels(&format!("{APP_LABEL}=virt-launcher"));
         let watch = watcher(Api::<Pod>::all(client.clone()), launchers).default_backoff();
         let hints = keyed.clone();
-        tasks.spawn(
-            pods.clone()
-                .follow(watch, move |pod| hints.hint(Key::of(pod))),
-        );
+        tasks.spawn(pods.clone().follow(watch, move |pod| hints.hint(Key::of(pod))));
         let all = Api::<DynamicObject>::all_with(client, &vmi_resource());
         let watch = kube::runtime::watcher(all, watcher::Config::default()).default_backoff();
         tasks.spawn(vmis.follow(watch, move |vmi| {
@@ -194,12 +178,7 @@ impl Player {
                 return Next::Rest;
             }
         };
-        let view = View {
-            pod: &pod,
-            vmi: vmi.as_deref(),
-            script: &script,
-            speed: &self.speed,
-        };
+        let view = View { pod: &pod, vmi: vmi.as_deref(), script: &script, speed: &self.speed };
         let Some(step) = life::next(&view) else {
             self.forget(&key);
             return Next::Rest;
@@ -225,14 +204,8 @@ impl Player {
     /// The VMI that controls this pod, if the cache has that very one.
     fn vmi_of(&self, pod: &Pod) -> Option<Arc<DynamicObject>> {
         let uid = controller_uid(pod)?;
-        let owner = pod
-            .owner_references()
-            .iter()
-            .find(|owner| owner.uid == uid)?;
-        let vmi = self.vmis.get(&Key {
-            namespace: pod.namespace()?,
-            name: owner.name.clone(),
-        })?;
+        let owner = pod.owner_references().iter().find(|owner| owner.uid == uid)?;
+        let vmi = self.vmis.get(&Key { namespace: pod.namespace()?, name: owner.name.clone() })?;
         (vmi.uid().as_deref() == Some(uid)).then_some(vmi)
     }
 
@@ -247,9 +220,6 @@ impl Player {
     }
 
     fn forget(&self, key: &Key) {
-        self.pending
-            .lock()
-            .expect("no holder of this lock panics")
-            .remove(key);
+        self.pending.lock().expect("no holder of this lock panics").remove(key);
     }
 }

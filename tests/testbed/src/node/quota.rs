@@ -5,9 +5,7 @@
 //! copies a VMI's annotations to its pod), whoever creates them.
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::admissionregistration::v1::{
-    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
-};
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
@@ -56,16 +54,11 @@ async fn heeded(client: &Client) -> Result<()> {
         "metadata": { "name": "is-the-quota-there", "annotations": { "guest.testbed/never-schedules": "quota" } },
         "spec": { "containers": [{ "name": "x", "image": "x.invalid/x:1" }] },
     }))?;
-    let dry_run = PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    };
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
     let refused = async {
         while pods.create(&dry_run, &probe).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(HEEDED_WITHIN, refused)
-        .await
-        .context("the API server does not heed the quota policy")
+    tokio::time::timeout(HEEDED_WITHIN, refused).await.context("the API server does not heed the quota policy")
 }

@@ -71,9 +71,7 @@ impl Script {
             let Some(name) = key.strip_prefix(PREFIX) else {
                 continue;
             };
-            script
-                .set(name, text)
-                .with_context(|| format!("annotation {key}: {text:?}"))?;
+            script.set(name, text).with_context(|| format!("annotation {key}: {text:?}"))?;
         }
         Ok(script)
     }
@@ -123,9 +121,7 @@ impl Script {
 
 /// `300ms`, `1s`, `1.5s`, `2m`.
 fn duration(text: &str) -> Result<Duration> {
-    let end = text
-        .find(|c: char| c.is_alphabetic())
-        .context("a time needs a unit: ms, s or m")?;
+    let end = text.find(|c: char| c.is_alphabetic()).context("a time needs a unit: ms, s or m")?;
     let number: f64 = text[..end].parse()?;
     let unit = match &text[end..] {
         "ms" => 0.001,
@@ -148,21 +144,14 @@ mod tests {
 
     #[test]
     fn reads_what_the_table_says_and_refuses_the_rest() {
-        let script = read(
-            json!({ "guest.testbed/boot": "1.5s", "guest.testbed/do": "crash 2", "other": "x" }),
-        );
+        let script = read(json!({ "guest.testbed/boot": "1.5s", "guest.testbed/do": "crash 2", "other": "x" }));
         let expected = Script {
             boot: Some(Duration::from_millis(1500)),
             command: Some(("crash 2".into(), Command::Crash)),
             ..Script::default()
         };
         assert_eq!(script.expect("valid"), expected);
-        for (key, text) in [
-            ("boot", "5"),
-            ("do", "dance"),
-            ("ignore-acpi", "true"),
-            ("never-schedules", "no"),
-        ] {
+        for (key, text) in [("boot", "5"), ("do", "dance"), ("ignore-acpi", "true"), ("never-schedules", "no")] {
             let error = read(json!({ format!("guest.testbed/{key}"): text })).expect_err(key);
             assert!(error.to_string().contains(key), "{error}");
         }

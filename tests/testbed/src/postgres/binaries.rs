@@ -31,17 +31,10 @@ impl Binaries {
     ///
     /// `for_another`: another account will run them, so they must lie where all can read.
     pub async fn find(version: Option<u32>, for_another: bool, part: &Part) -> Result<Self> {
-        let setting = |name| {
-            std::env::var(name)
-                .ok()
-                .filter(|value: &String| !value.is_empty())
-        };
+        let setting = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
         let version = match (version, setting("CYBERDESK_TESTBED_POSTGRES_VERSION")) {
             (Some(version), _) => Some(version),
-            (None, Some(text)) => Some(
-                text.parse()
-                    .context("CYBERDESK_TESTBED_POSTGRES_VERSION is a major version")?,
-            ),
+            (None, Some(text)) => Some(text.parse().context("CYBERDESK_TESTBED_POSTGRES_VERSION is a major version")?),
             (None, None) => None,
         };
         if let Some(version) = version {
@@ -62,14 +55,8 @@ impl Binaries {
     /// Are these usable?
     fn check(directory: &Path, for_another: bool) -> Result<Self> {
         // Links are followed: initdb looks for its data beside the real file.
-        let postgres = directory
-            .join("postgres")
-            .canonicalize()
-            .context("find postgres")?;
-        let directory = postgres
-            .parent()
-            .expect("a file is in a directory")
-            .to_owned();
+        let postgres = directory.join("postgres").canonicalize().context("find postgres")?;
+        let directory = postgres.parent().expect("a file is in a directory").to_owned();
         let initdb = directory.join("initdb");
         for file in [&postgres, &initdb] {
             if for_another && !reachable_by_all(file) {
@@ -79,16 +66,11 @@ impl Binaries {
         if !initdb.is_file() {
             bail!("there is no initdb beside {}", postgres.display());
         }
-        let said = std::process::Command::new(&postgres)
-            .arg("--version")
-            .output();
+        let said = std::process::Command::new(&postgres).arg("--version").output();
         let said = said.with_context(|| format!("run {}", postgres.display()))?;
         let (major, version) = parse_version(&String::from_utf8_lossy(&said.stdout))?;
         if major < OLDEST {
-            bail!(
-                "{} is version {version}, and {OLDEST} is the oldest supported",
-                postgres.display()
-            );
+            bail!("{} is version {version}, and {OLDEST} is the oldest supported", postgres.display());
         }
         Ok(Self { directory, version })
     }
@@ -96,23 +78,15 @@ impl Binaries {
 
 /// The PATH, then Debian's, Red Hat's and Homebrew's directories, newest version first.
 fn places() -> Vec<PathBuf> {
-    let mut places: Vec<PathBuf> = std::env::var_os("PATH")
-        .iter()
-        .flat_map(std::env::split_paths)
-        .filter(|path| path.is_absolute())
-        .collect();
+    let mut places: Vec<PathBuf> =
+        std::env::var_os("PATH").iter().flat_map(std::env::split_paths).filter(|path| path.is_absolute()).collect();
     let below = |parent: &str, prefix: &str, bin: &str| -> Vec<PathBuf> {
         let mut found: Vec<(u32, PathBuf)> = std::fs::read_dir(parent)
             .into_iter()
             .flatten()
             .flatten()
             .filter_map(|entry| {
-                let major = entry
-                    .file_name()
-                    .to_str()?
-                    .strip_prefix(prefix)?
-                    .parse()
-                    .ok()?;
+                let major = entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?;
                 Some((major, entry.path().join(bin)))
             })
             .collect();
@@ -144,17 +118,13 @@ async fn fetch(major: u32, for_another: bool, part: &Part) -> Result<Binaries> {
         part.step(format!("unpacking PostgreSQL {version}"));
         let workshop = cache::workshop(&cache)?;
         let unpacked = workshop.path().join("unpacked");
-        extract(zonky::URL, &archive, &unpacked)
-            .await
-            .context("unpack PostgreSQL")?;
+        extract(zonky::URL, &archive, &unpacked).await.context("unpack PostgreSQL")?;
         if for_another {
             open_to_all(&unpacked)?;
         }
-        std::fs::rename(&unpacked, &target)
-            .with_context(|| format!("move PostgreSQL to {}", target.display()))?;
+        std::fs::rename(&unpacked, &target).with_context(|| format!("move PostgreSQL to {}", target.display()))?;
     }
-    Binaries::check(&target.join("bin"), for_another)
-        .with_context(|| format!("use {}", target.display()))
+    Binaries::check(&target.join("bin"), for_another).with_context(|| format!("use {}", target.display()))
 }
 
 /// The cache, or as root (whose home others cannot enter) the system's.
@@ -196,6 +166,5 @@ fn open(path: &Path) -> Result<()> {
     let mut permissions = path.metadata()?.permissions();
     let owner = permissions.mode() & 0o500;
     permissions.set_mode(permissions.mode() | owner >> 3 | owner >> 6);
-    std::fs::set_permissions(path, permissions)
-        .with_context(|| format!("let all read {}", path.display()))
+    std::fs::set_permissions(path, permissions).with_context(|| format!("let all read {}", path.display()))
 }

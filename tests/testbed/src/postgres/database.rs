@@ -38,16 +38,10 @@ impl Database {
         let client = connect(port, SUPERUSER, "template1").await?;
         // The server takes names here, not parameters; ours need no quoting.
         client
-            .batch_execute(&format!(
-                "create database {name} template {template} owner {owner}"
-            ))
+            .batch_execute(&format!("create database {name} template {template} owner {owner}"))
             .await
             .with_context(|| format!("create the database {name} from {template}"))?;
-        Ok(Self {
-            port,
-            name: name.to_owned(),
-            keep: false,
-        })
+        Ok(Self { port, name: name.to_owned(), keep: false })
     }
 
     /// The same database, which now lives as long as its server.
@@ -64,12 +58,7 @@ impl Database {
     /// A connection string for a role: `postgres` is the hosted-like administrator, `cyberdesk_daemon` the daemon,
     /// [`SUPERUSER`] whoever may do anything.
     pub fn url(&self, role: &str) -> String {
-        format!(
-            "postgres://{role}@{}:{}/{}?sslmode=disable",
-            Ipv4Addr::LOCALHOST,
-            self.port,
-            self.name
-        )
+        format!("postgres://{role}@{}:{}/{}?sslmode=disable", Ipv4Addr::LOCALHOST, self.port, self.name)
     }
 
     /// A connection as a role; it lives on the current runtime.
@@ -83,10 +72,7 @@ impl Database {
         let gotrue = self.connect_as("supabase_auth_admin").await?;
         let email = format!("{}@example.com", id.simple());
         gotrue
-            .execute(
-                "insert into auth.users (id, email) values ($1, $2)",
-                &[&id, &email],
-            )
+            .execute("insert into auth.users (id, email) values ($1, $2)", &[&id, &email])
             .await
             .context("sign up")?;
         Ok(id)
@@ -95,10 +81,7 @@ impl Database {
     /// Deletes a user as GoTrue does.
     pub async fn delete_user(&self, id: Uuid) -> Result<u64> {
         let gotrue = self.connect_as("supabase_auth_admin").await?;
-        gotrue
-            .execute("delete from auth.users where id = $1", &[&id])
-            .await
-            .context("delete the user")
+        gotrue.execute("delete from auth.users where id = $1", &[&id]).await.context("delete the user")
     }
 
     /// Runs a statement as PostgREST does: one transaction of the role `authenticator`, which takes the caller's
@@ -109,29 +92,16 @@ impl Database {
         statement: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, tokio_postgres::Error> {
-        let mut client = self
-            .connect_as("authenticator")
-            .await
-            .expect("the authenticator is let in");
+        let mut client = self.connect_as("authenticator").await.expect("the authenticator is let in");
         let (role, claims) = match caller {
             Caller::Anon => ("anon", serde_json::json!({"role": "anon"})),
-            Caller::User(id) => (
-                "authenticated",
-                serde_json::json!({"role": "authenticated", "sub": id}),
-            ),
+            Caller::User(id) => ("authenticated", serde_json::json!({"role": "authenticated", "sub": id})),
             Caller::Service => ("service_role", serde_json::json!({"role": "service_role"})),
         };
         let transaction = client.transaction().await?;
-        transaction
-            .batch_execute(&format!("set local role {role}"))
-            .await?;
+        transaction.batch_execute(&format!("set local role {role}")).await?;
         let claims = claims.to_string();
-        transaction
-            .execute(
-                "select set_config('request.jwt.claims', $1, true)",
-                &[&claims],
-            )
-            .await?;
+        transaction.execute("select set_config('request.jwt.claims', $1, true)", &[&claims]).await?;
         let rows = transaction.query(statement, parameters).await?;
         transaction.commit().await?;
         Ok(rows)
@@ -147,17 +117,11 @@ impl Drop for Database {
         // On a thread of its own: a test's runtime may end before this is done. If the server is gone, so is the
         // database.
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let _ = runtime.map(|runtime| {
                 runtime.block_on(async {
                     let client = connect(port, SUPERUSER, "template1").await?;
-                    anyhow::Ok(
-                        client
-                            .batch_execute(&format!("drop database {name} with (force)"))
-                            .await?,
-                    )
+                    anyhow::Ok(client.batch_execute(&format!("drop database {name} with (force)")).await?)
                 })
             });
         });

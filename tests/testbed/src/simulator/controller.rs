@@ -22,8 +22,8 @@ use super::launcher::{self, OBSERVED_LATEST, OBSERVED_STORAGE};
 use super::{Detail, SimulatorConfig, vm, vmi};
 use crate::keyed::{Keyed, Next};
 use crate::kubevirt::{
-    APP_LABEL, VM_CONTROLLER_FINALIZER, annotation, condition, controller_uid, has_finalizer,
-    is_final, is_race, set_condition, vm_resource, vmi_resource, vmis, vms,
+    APP_LABEL, VM_CONTROLLER_FINALIZER, annotation, condition, controller_uid, has_finalizer, is_final, is_race,
+    set_condition, vm_resource, vmi_resource, vmis, vms,
 };
 use crate::mirror::{Key, Mirror};
 
@@ -58,47 +58,22 @@ pub(super) fn start(client: Client, config: &SimulatorConfig) -> JoinSet<()> {
 
     let mut tasks = JoinSet::new();
     let hints = keyed.clone();
-    let watch = watcher(
-        Api::all_with(client.clone(), &vm_resource()),
-        watcher::Config::default(),
-    )
-    .default_backoff();
-    tasks.spawn(
-        controller
-            .vms
-            .clone()
-            .follow(watch, move |vm: &DynamicObject| {
-                hints.hint((Loop::Vm, Key::of(vm)));
-                hints.hint((Loop::Vmi, Key::of(vm)));
-            }),
-    );
+    let watch = watcher(Api::all_with(client.clone(), &vm_resource()), watcher::Config::default()).default_backoff();
+    tasks.spawn(controller.vms.clone().follow(watch, move |vm: &DynamicObject| {
+        hints.hint((Loop::Vm, Key::of(vm)));
+        hints.hint((Loop::Vmi, Key::of(vm)));
+    }));
     let hints = keyed.clone();
-    let watch = watcher(
-        Api::all_with(client.clone(), &vmi_resource()),
-        watcher::Config::default(),
-    )
-    .default_backoff();
-    tasks.spawn(
-        controller
-            .vmis
-            .clone()
-            .follow(watch, move |vmi: &DynamicObject| {
-                hints.hint((Loop::Vmi, Key::of(vmi)));
-                hints.hint((Loop::Vm, Key::of(vmi)));
-            }),
-    );
+    let watch = watcher(Api::all_with(client.clone(), &vmi_resource()), watcher::Config::default()).default_backoff();
+    tasks.spawn(controller.vmis.clone().follow(watch, move |vmi: &DynamicObject| {
+        hints.hint((Loop::Vmi, Key::of(vmi)));
+        hints.hint((Loop::Vm, Key::of(vmi)));
+    }));
     let launchers = watcher::Config::default().labels(&format!("{APP_LABEL}=virt-launcher"));
     let watch = watcher(Api::<Pod>::all(client), launchers).default_backoff();
     tasks.spawn(controller.pods.clone().follow(watch, move |pod: &Pod| {
-        if let Some(owner) = pod
-            .owner_references()
-            .iter()
-            .find(|owner| owner.controller == Some(true))
-        {
-            let key = Key {
-                namespace: pod.namespace().unwrap_or_default(),
-                name: owner.name.clone(),
-            };
+        if let Some(owner) = pod.owner_references().iter().find(|owner| owner.controller == Some(true)) {
+            let key = Key { namespace: pod.namespace().unwrap_or_default(), name: owner.name.clone() };
             keyed.hint((Loop::Vmi, key));
         }
     }));
@@ -164,12 +139,7 @@ impl Controller {
             (vm::Sync::Restart, Some(vmi)) => {
                 self.delete_vmi(vmi).await?;
                 let request = json!([{ "action": "Start" }]);
-                vm = self
-                    .write_vm_status(
-                        &vm,
-                        with(&vm.data["status"], "stateChangeRequests", request),
-                    )
-                    .await?;
+                vm = self.write_vm_status(&vm, with(&vm.data["status"], "stateChangeRequests", request)).await?;
             }
             (vm::Sync::StartIn(pause), _) => next = Next::In(pause),
             (vm::Sync::Start, _) => refused = self.create_vmi(&vm, key).await?,
@@ -180,12 +150,7 @@ impl Controller {
             self.accepted(Loop::Vm, key);
         }
 
-        let around = vm::Circumstances {
-            failure: refused.as_deref(),
-            now,
-            back_off: self.back_off,
-            jitter: jitter(),
-        };
+        let around = vm::Circumstances { failure: refused.as_deref(), now, back_off: self.back_off, jitter: jitter() };
         let status = vm::status(&vm, vmi, &around);
         let made_one = sync == vm::Sync::Start && refused.is_none();
         let news = match self.detail {
@@ -195,12 +160,8 @@ impl Controller {
         if news {
             self.write_vm_status(&vm, status).await?;
         }
-        if let Some(vmi) =
-            vmi.filter(|vmi| is_final(vmi) && has_finalizer(*vmi, VM_CONTROLLER_FINALIZER))
-        {
-            let left = self
-                .drop_finalizer(&vmis(&self.client, &key.namespace), vmi)
-                .await?;
+        if let Some(vmi) = vmi.filter(|vmi| is_final(vmi) && has_finalizer(*vmi, VM_CONTROLLER_FINALIZER)) {
+            let left = self.drop_finalizer(&vmis(&self.client, &key.namespace), vmi).await?;
             self.vmis.learn(left);
         }
         Ok(next)
@@ -223,28 +184,20 @@ impl Controller {
                     "reason": format!("Snapshot is not supported for this volumeSource type [{}]", name.as_str().unwrap_or_default()) })
             };
             let verdicts: Value = volumes.into_iter().flatten().map(verdict).collect();
-            self.write_vm_status(vm, json!({ "volumeSnapshotStatuses": verdicts }))
-                .await?;
+            self.write_vm_status(vm, json!({ "volumeSnapshotStatuses": verdicts })).await?;
             return Ok(true);
         }
         if !greeted {
             metadata["annotations"] = json!({ OBSERVED_LATEST: "v1", OBSERVED_STORAGE: "v1" });
         }
         if greeted || self.detail == Detail::Essential {
-            let finalizers: Vec<&str> = vm
-                .finalizers()
-                .iter()
-                .map(String::as_str)
-                .chain([VM_CONTROLLER_FINALIZER])
-                .collect();
+            let finalizers: Vec<&str> =
+                vm.finalizers().iter().map(String::as_str).chain([VM_CONTROLLER_FINALIZER]).collect();
             metadata["finalizers"] = json!(finalizers);
         }
         let patch = Patch::Merge(json!({ "metadata": metadata }));
         let api = vms(&self.client, &vm.namespace().unwrap_or_default());
-        self.vms.learn(
-            api.patch(&vm.name_any(), &PatchParams::default(), &patch)
-                .await?,
-        );
+        self.vms.learn(api.patch(&vm.name_any(), &PatchParams::default(), &patch).await?);
         Ok(true)
     }
 
@@ -256,24 +209,15 @@ impl Controller {
             Err(error) => return refusal(&format!("{error:#}")),
         };
         if self.detail == Detail::Essential {
-            instance
-                .annotations_mut()
-                .insert(OBSERVED_LATEST.into(), "v1".into());
-            instance
-                .annotations_mut()
-                .insert(OBSERVED_STORAGE.into(), "v1".into());
+            instance.annotations_mut().insert(OBSERVED_LATEST.into(), "v1".into());
+            instance.annotations_mut().insert(OBSERVED_STORAGE.into(), "v1".into());
         }
-        match vmis(&self.client, &key.namespace)
-            .create(&PostParams::default(), &instance)
-            .await
-        {
+        match vmis(&self.client, &key.namespace).create(&PostParams::default(), &instance).await {
             Ok(vmi) => {
                 self.vmis.learn(vmi);
                 Ok(None)
             }
-            Err(kube::Error::Api(status)) if status.code < 500 && status.code != 409 => {
-                refusal(&status.message)
-            }
+            Err(kube::Error::Api(status)) if status.code < 500 && status.code != 409 => refusal(&status.message),
             Err(error) => Err(error),
         }
     }
@@ -287,10 +231,7 @@ impl Controller {
             let patch = json!({ "metadata": { "resourceVersion": vmi.resource_version(),
                 "annotations": { OBSERVED_LATEST: "v1", OBSERVED_STORAGE: "v1" } } });
             let api = vmis(&self.client, &key.namespace);
-            self.vmis.learn(
-                api.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch))
-                    .await?,
-            );
+            self.vmis.learn(api.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await?);
             return Ok(Next::In(Duration::ZERO));
         }
         let uid = vmi.uid().unwrap_or_default();
@@ -314,23 +255,17 @@ impl Controller {
         } else {
             self.accepted(Loop::Vmi, key);
         }
-        let owner = self
-            .vms
-            .get(key)
-            .is_some_and(|vm| vm.uid().as_deref() == controller_uid(&*vmi));
+        let owner = self.vms.get(key).is_some_and(|vm| vm.uid().as_deref() == controller_uid(&*vmi));
         let updated = vmi::update(&vmi, &pods, failure, owner, Timestamp::now());
         let news = match self.detail {
             Detail::Recorded => updated != *vmi,
             Detail::Essential => {
-                updated.metadata != vmi.metadata
-                    || brings_news(&vmi.data["status"], &updated.data["status"])
+                updated.metadata != vmi.metadata || brings_news(&vmi.data["status"], &updated.data["status"])
             }
         };
         if news {
             let api = vmis(&self.client, &key.namespace);
-            let written = api
-                .replace(&key.name, &PostParams::default(), &updated)
-                .await?;
+            let written = api.replace(&key.name, &PostParams::default(), &updated).await?;
             if written.finalizers().is_empty() {
                 return Ok(Next::Rest);
             }
@@ -343,10 +278,7 @@ impl Controller {
     async fn create_pod(&self, vmi: &DynamicObject) -> kube::Result<Result<Pod, vmi::Failure>> {
         let refusal = |words: String| {
             let message = format!("failed to create virtual machine pod: {words}");
-            Ok(Err(vmi::Failure {
-                reason: "FailedCreate",
-                message,
-            }))
+            Ok(Err(vmi::Failure { reason: "FailedCreate", message }))
         };
         let pod = match launcher::pod(vmi) {
             Ok(pod) => pod,
@@ -374,27 +306,18 @@ impl Controller {
     async fn delete_pod(&self, pod: &Pod) -> kube::Result<()> {
         let api = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
         match api.delete(&pod.name_any(), &exactly(pod)).await {
-            Ok(answer) => answer
-                .left()
-                .into_iter()
-                .for_each(|deleting| self.pods.learn(deleting)),
+            Ok(answer) => answer.left().into_iter().for_each(|deleting| self.pods.learn(deleting)),
             Err(error) if is_race(&error) => {}
             Err(error) => return Err(error),
         }
         Ok(())
     }
 
-    async fn write_vm_status(
-        &self,
-        vm: &DynamicObject,
-        status: Value,
-    ) -> kube::Result<Arc<DynamicObject>> {
+    async fn write_vm_status(&self, vm: &DynamicObject, status: Value) -> kube::Result<Arc<DynamicObject>> {
         let mut next = vm.clone();
         next.data["status"] = status;
         let api = vms(&self.client, &vm.namespace().unwrap_or_default());
-        let written = api
-            .replace_status(&vm.name_any(), &PostParams::default(), &next)
-            .await?;
+        let written = api.replace_status(&vm.name_any(), &PostParams::default(), &next).await?;
         Ok(self.remember_vm(written))
     }
 
@@ -408,57 +331,32 @@ impl Controller {
     }
 
     /// Takes the VM controller's finalizer off a VM or VMI.
-    async fn drop_finalizer(
-        &self,
-        api: &Api<DynamicObject>,
-        object: &DynamicObject,
-    ) -> kube::Result<DynamicObject> {
-        let left: Vec<&String> = object
-            .finalizers()
-            .iter()
-            .filter(|held| *held != VM_CONTROLLER_FINALIZER)
-            .collect();
+    async fn drop_finalizer(&self, api: &Api<DynamicObject>, object: &DynamicObject) -> kube::Result<DynamicObject> {
+        let left: Vec<&String> = object.finalizers().iter().filter(|held| *held != VM_CONTROLLER_FINALIZER).collect();
         let patch = json!({ "metadata": { "resourceVersion": object.resource_version(), "finalizers": left } });
-        api.patch(
-            &object.name_any(),
-            &PatchParams::default(),
-            &Patch::Merge(patch),
-        )
-        .await
+        api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await
     }
 
     /// Notes a refused creation; returns when to try again.
     fn refused(&self, kind: Loop, key: &Key) -> Duration {
         let mut refusals = self.refusals.lock().expect("no holder of this lock panics");
         let count = refusals.entry((kind, key.clone())).or_default();
-        let pause = FIRST_RETRY
-            .saturating_mul(1 << (*count).min(16))
-            .min(LAST_RETRY);
+        let pause = FIRST_RETRY.saturating_mul(1 << (*count).min(16)).min(LAST_RETRY);
         *count += 1;
         pause
     }
 
     fn accepted(&self, kind: Loop, key: &Key) {
-        self.refusals
-            .lock()
-            .expect("no holder of this lock panics")
-            .remove(&(kind, key.clone()));
+        self.refusals.lock().expect("no holder of this lock panics").remove(&(kind, key.clone()));
     }
 }
 
 fn exactly<K: Resource>(object: &K) -> DeleteParams {
-    DeleteParams::default().preconditions(Preconditions {
-        uid: object.meta().uid.clone(),
-        resource_version: None,
-    })
+    DeleteParams::default().preconditions(Preconditions { uid: object.meta().uid.clone(), resource_version: None })
 }
 
 fn with(status: &Value, key: &str, value: Value) -> Value {
-    let mut status = if status.is_object() {
-        status.clone()
-    } else {
-        json!({})
-    };
+    let mut status = if status.is_object() { status.clone() } else { json!({}) };
     status[key] = value;
     status
 }

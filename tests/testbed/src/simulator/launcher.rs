@@ -7,9 +7,7 @@ use kube::api::DynamicObject;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::kubevirt::{
-    APP_LABEL, CREATED_BY_LABEL, DEFAULT_GRACE_SECONDS, VM_CONTROLLER_FINALIZER,
-};
+use crate::kubevirt::{APP_LABEL, CREATED_BY_LABEL, DEFAULT_GRACE_SECONDS, VM_CONTROLLER_FINALIZER};
 
 /// virt-controller's note on each object that it has seen which API version it knows.
 pub(super) const OBSERVED_LATEST: &str = "kubevirt.io/latest-observed-api-version";
@@ -48,30 +46,17 @@ fn owner(kind: &str, object: &DynamicObject) -> Value {
 pub(super) fn pod(vmi: &DynamicObject) -> Result<Pod> {
     let spec = &vmi.data["spec"];
     let suffix = Uuid::new_v4().simple().to_string();
-    let kept = |key: &str| {
-        !key.starts_with("kubectl.kubernetes.io")
-            && ![OBSERVED_LATEST, OBSERVED_STORAGE].contains(&key)
-    };
-    let mut annotations: Map<String, Value> = vmi
-        .annotations()
-        .iter()
-        .filter(|(key, _)| kept(key))
-        .map(|(key, value)| (key.clone(), json!(value)))
-        .collect();
+    let kept =
+        |key: &str| !key.starts_with("kubectl.kubernetes.io") && ![OBSERVED_LATEST, OBSERVED_STORAGE].contains(&key);
+    let mut annotations: Map<String, Value> =
+        vmi.annotations().iter().filter(|(key, _)| kept(key)).map(|(key, value)| (key.clone(), json!(value))).collect();
     annotations.insert("kubevirt.io/domain".into(), json!(vmi.name_any()));
-    let mut labels: Map<String, Value> = vmi
-        .labels()
-        .iter()
-        .map(|(key, value)| (key.clone(), json!(value)))
-        .collect();
+    let mut labels: Map<String, Value> = vmi.labels().iter().map(|(key, value)| (key.clone(), json!(value))).collect();
     labels.insert(APP_LABEL.into(), json!("virt-launcher"));
     labels.insert(CREATED_BY_LABEL.into(), json!(vmi.uid()));
-    let grace = spec["terminationGracePeriodSeconds"]
-        .as_i64()
-        .unwrap_or(DEFAULT_GRACE_SECONDS);
-    let memory = spec["domain"]["memory"]["guest"]
-        .as_str()
-        .or(spec["domain"]["resources"]["requests"]["memory"].as_str());
+    let grace = spec["terminationGracePeriodSeconds"].as_i64().unwrap_or(DEFAULT_GRACE_SECONDS);
+    let memory =
+        spec["domain"]["memory"]["guest"].as_str().or(spec["domain"]["resources"]["requests"]["memory"].as_str());
     let pod = json!({
         "metadata": {
             "name": format!("virt-launcher-{}-{}", vmi.name_any(), &suffix[..5]),
@@ -99,15 +84,8 @@ pub(super) fn pod(vmi: &DynamicObject) -> Result<Pod> {
 
 /// `spec.hostname`, or the VMI's name up to its first dot and to 63 characters.
 fn host_name(vmi: &DynamicObject) -> String {
-    let name = vmi.data["spec"]["hostname"]
-        .as_str()
-        .map_or_else(|| vmi.name_any(), str::to_owned);
-    name.split('.')
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .take(63)
-        .collect()
+    let name = vmi.data["spec"]["hostname"].as_str().map_or_else(|| vmi.name_any(), str::to_owned);
+    name.split('.').next().unwrap_or_default().chars().take(63).collect()
 }
 
 /// The Secrets without which the container is not created.
@@ -127,9 +105,7 @@ fn secrets(spec: &Value) -> Vec<Value> {
         }
         if let Some(secret) = volume["secret"]["secretName"].as_str() {
             let optional = volume["secret"]["optional"].as_bool();
-            volumes.push(
-                json!({ "name": name, "secret": { "secretName": secret, "optional": optional } }),
-            );
+            volumes.push(json!({ "name": name, "secret": { "secretName": secret, "optional": optional } }));
         }
     }
     volumes

@@ -63,11 +63,7 @@ pub struct SimulatorConfig {
 
 impl Default for SimulatorConfig {
     fn default() -> Self {
-        Self {
-            detail: Detail::Recorded,
-            back_off: Duration::from_secs(10),
-            width: 32,
-        }
+        Self { detail: Detail::Recorded, back_off: Duration::from_secs(10), width: 32 }
     }
 }
 
@@ -80,13 +76,9 @@ pub struct Simulator {
 impl Simulator {
     /// Installs the kinds and the webhooks, and begins to play once both answer. The client must be an admin's.
     pub async fn start(client: Client, config: SimulatorConfig) -> Result<Self> {
-        install_kinds(&client)
-            .await
-            .context("installing KubeVirt's kinds")?;
+        install_kinds(&client).await.context("installing KubeVirt's kinds")?;
         let mut tasks = JoinSet::new();
-        admission::start(&client, &mut tasks)
-            .await
-            .context("starting the webhooks")?;
+        admission::start(&client, &mut tasks).await.context("starting the webhooks")?;
         let mut loops = controller::start(as_kubevirt(&client), &config);
         tasks.spawn(async move { while loops.join_next().await.is_some() {} });
         Ok(Self { _tasks: tasks })
@@ -97,11 +89,7 @@ async fn install_kinds(client: &Client) -> Result<()> {
     let api = Api::<CustomResourceDefinition>::all(client.clone());
     let apply = PatchParams::apply("testbed").force();
     for definition in schema::definitions()? {
-        let name = definition
-            .metadata
-            .name
-            .clone()
-            .context("definitions have names")?;
+        let name = definition.metadata.name.clone().context("definitions have names")?;
         api.patch(&name, &apply, &Patch::Apply(&definition)).await?;
         let established = await_condition(api.clone(), &name, conditions::is_crd_established());
         tokio::time::timeout(Duration::from_secs(30), established)

@@ -106,13 +106,7 @@ fn virtual_machine_instance(spec: &Value) -> Value {
     )
 }
 
-fn definition(
-    kind: &str,
-    short: [&str; 2],
-    schema: Value,
-    subresources: Value,
-    columns: Value,
-) -> Value {
+fn definition(kind: &str, short: [&str; 2], schema: Value, subresources: Value, columns: Value) -> Value {
     let singular = kind.to_lowercase();
     let plural = format!("{singular}s");
     json!({
@@ -137,16 +131,9 @@ fn definition(
 
 /// Reads the notation and returns the schema of its one field that is not a `define`.
 fn parse(text: &str) -> Result<Value> {
-    let uncommented: Vec<&str> = text
-        .lines()
-        .map(|line| line.split('#').next().unwrap_or_default())
-        .collect();
+    let uncommented: Vec<&str> = text.lines().map(|line| line.split('#').next().unwrap_or_default()).collect();
     let joined = uncommented.join("\n");
-    let mut reader = Reader {
-        words: joined.split_whitespace().collect(),
-        at: 0,
-        shapes: HashMap::new(),
-    };
+    let mut reader = Reader { words: joined.split_whitespace().collect(), at: 0, shapes: HashMap::new() };
     while reader.peek() == Some("define") {
         reader.at += 1;
         let name = reader.next()?;
@@ -184,10 +171,7 @@ impl<'a> Reader<'a> {
             if mandatory {
                 required.push(name.clone());
             }
-            ensure!(
-                properties.insert(name.clone(), schema).is_none(),
-                "{name} twice"
-            );
+            ensure!(properties.insert(name.clone(), schema).is_none(), "{name} twice");
         }
         self.at += 1;
         let mut object = json!({ "type": "object", "properties": properties });
@@ -200,9 +184,7 @@ impl<'a> Reader<'a> {
     /// One field: its name, whether it is required, its schema.
     fn field(&mut self) -> Result<(String, bool, Value)> {
         let word = self.next()?;
-        let end = word
-            .find(|c: char| !c.is_alphanumeric())
-            .unwrap_or(word.len());
+        let end = word.find(|c: char| !c.is_alphanumeric()).unwrap_or(word.len());
         let (name, mut rest) = word.split_at(end);
         let (mut mandatory, mut wraps) = (false, Vec::new());
         let mut schema = loop {
@@ -215,11 +197,7 @@ impl<'a> Reader<'a> {
                 wraps.push("additionalProperties");
                 rest = after;
             } else if let Some(shape) = rest.strip_prefix('@') {
-                break self
-                    .shapes
-                    .get(shape)
-                    .with_context(|| format!("{word}: no such shape"))?
-                    .clone();
+                break self.shapes.get(shape).with_context(|| format!("{word}: no such shape"))?.clone();
             } else if let Some(scalar) = rest.strip_prefix(':') {
                 break scalar_schema(scalar);
             } else if rest == "=\"\"" {
@@ -269,8 +247,7 @@ mod tests {
 
     #[test]
     fn the_notation_becomes_open_api() {
-        let text =
-            "define ref { name=\"\" }\nspec! { a! b[]:int # why\n c* { d:bool } e@ref f:X|Y }";
+        let text = "define ref { name=\"\" }\nspec! { a! b[]:int # why\n c* { d:bool } e@ref f:X|Y }";
         let schema = parse(text).expect("valid notation");
         assert_eq!(
             schema,
@@ -287,17 +264,7 @@ mod tests {
 
     #[test]
     fn both_definitions_are_well_formed() {
-        let names: Vec<_> = definitions()
-            .expect("valid")
-            .into_iter()
-            .filter_map(|crd| crd.metadata.name)
-            .collect();
-        assert_eq!(
-            names,
-            [
-                "virtualmachines.kubevirt.io",
-                "virtualmachineinstances.kubevirt.io"
-            ]
-        );
+        let names: Vec<_> = definitions().expect("valid").into_iter().filter_map(|crd| crd.metadata.name).collect();
+        assert_eq!(names, ["virtualmachines.kubevirt.io", "virtualmachineinstances.kubevirt.io"]);
     }
 }

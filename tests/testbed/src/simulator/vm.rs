@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 use crate::kubevirt::{
-    VM_CONTROLLER_FINALIZER, condition, has_finalizer, is_deleting, is_final, new_condition, phase,
-    seconds, set_condition,
+    VM_CONTROLLER_FINALIZER, condition, has_finalizer, is_deleting, is_final, new_condition, phase, seconds,
+    set_condition,
 };
 
 /// The longest pause between two starts that fail.
@@ -49,11 +49,7 @@ pub(super) fn run_strategy(vm: &DynamicObject) -> &str {
 /// What to do, given the VM's own VMI if there is one.
 pub(super) fn sync(vm: &DynamicObject, vmi: Option<&DynamicObject>, now: Timestamp) -> Sync {
     let stop = |vmi: &DynamicObject| {
-        if is_deleting(vmi) {
-            Sync::Rest
-        } else {
-            Sync::Stop
-        }
+        if is_deleting(vmi) { Sync::Rest } else { Sync::Stop }
     };
     if is_deleting(vm) {
         return match vmi {
@@ -64,9 +60,8 @@ pub(super) fn sync(vm: &DynamicObject, vmi: Option<&DynamicObject>, now: Timesta
     }
     let request = &vm.data["status"]["stateChangeRequests"][0];
     let wants_start = request["action"] == "Start";
-    let wants_stop = |vmi: &DynamicObject| {
-        request["action"] == "Stop" && request["uid"].as_str() == vmi.uid().as_deref()
-    };
+    let wants_stop =
+        |vmi: &DynamicObject| request["action"] == "Stop" && request["uid"].as_str() == vmi.uid().as_deref();
     let strategy = run_strategy(vm);
     match (strategy, vmi) {
         ("Always", Some(vmi)) if is_final(vmi) || wants_stop(vmi) => stop(vmi),
@@ -75,11 +70,7 @@ pub(super) fn sync(vm: &DynamicObject, vmi: Option<&DynamicObject>, now: Timesta
         ("RerunOnFailure", Some(vmi)) if phase(vmi) == "Failed" => Sync::Restart,
         ("RerunOnFailure", Some(vmi)) if is_final(vmi) || wants_stop(vmi) => Sync::Stop,
         // Has run under this strategy before: only a request starts it again.
-        ("RerunOnFailure", None)
-            if !wants_start && vm.data["status"]["runStrategy"] == strategy =>
-        {
-            Sync::Rest
-        }
+        ("RerunOnFailure", None) if !wants_start && vm.data["status"]["runStrategy"] == strategy => Sync::Rest,
         ("RerunOnFailure", None) => start_after_pause(vm, now),
         ("Once", None) => Sync::Start,
         ("Manual", Some(vmi)) if wants_stop(vmi) => stop(vmi),
@@ -91,9 +82,7 @@ pub(super) fn sync(vm: &DynamicObject, vmi: Option<&DynamicObject>, now: Timesta
 
 fn start_after_pause(vm: &DynamicObject, now: Timestamp) -> Sync {
     let retry_after = vm.data["status"]["startFailure"]["retryAfterTimestamp"].as_str();
-    let left = retry_after
-        .and_then(|time| time.parse::<Timestamp>().ok())
-        .map(|time| time.duration_since(now));
+    let left = retry_after.and_then(|time| time.parse::<Timestamp>().ok()).map(|time| time.duration_since(now));
     match left.and_then(|left| Duration::try_from(left).ok()) {
         Some(left) if !left.is_zero() => Sync::StartIn(left),
         _ => Sync::Start,
@@ -103,9 +92,7 @@ fn start_after_pause(vm: &DynamicObject, now: Timestamp) -> Sync {
 /// The pause after this many failed starts: it grows with the square, and `jitter` (0 to 1) adds up to a half.
 fn pause(failures: u64, base: Duration, jitter: f64) -> Duration {
     let squared = u32::try_from(failures * failures).unwrap_or(u32::MAX);
-    base.saturating_mul(squared)
-        .mul_f64(1.0 + jitter / 2.0)
-        .min(LONGEST_PAUSE)
+    base.saturating_mul(squared).mul_f64(1.0 + jitter / 2.0).min(LONGEST_PAUSE)
 }
 
 /// What is needed besides the objects to write a VM's status.
@@ -121,18 +108,12 @@ pub(super) struct Circumstances<'a> {
 }
 
 /// The VM's next status.
-pub(super) fn status(
-    vm: &DynamicObject,
-    vmi: Option<&DynamicObject>,
-    around: &Circumstances<'_>,
-) -> Value {
+pub(super) fn status(vm: &DynamicObject, vmi: Option<&DynamicObject>, around: &Circumstances<'_>) -> Value {
     let mut status = match &vm.data["status"] {
         Value::Object(old) => Value::Object(old.clone()),
         _ => json!({}),
     };
-    let ready = vmi
-        .and_then(|vmi| condition(&vmi.data["status"], "Ready"))
-        .filter(|ready| ready["status"] == "True");
+    let ready = vmi.and_then(|vmi| condition(&vmi.data["status"], "Ready")).filter(|ready| ready["status"] == "True");
     // Absent when false, as Go's `omitempty` has it.
     set_flag(&mut status, "created", vmi.is_some());
     set_flag(&mut status, "ready", ready.is_some());
@@ -167,13 +148,7 @@ fn request_is_done(status: &Value, vmi: Option<&DynamicObject>) -> bool {
 }
 
 fn drop_first_request(status: &mut Value) {
-    let left: Vec<Value> = status["stateChangeRequests"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .skip(1)
-        .cloned()
-        .collect();
+    let left: Vec<Value> = status["stateChangeRequests"].as_array().into_iter().flatten().skip(1).cloned().collect();
     match status.as_object_mut() {
         Some(fields) if left.is_empty() => drop(fields.remove("stateChangeRequests")),
         Some(fields) => drop(fields.insert("stateChangeRequests".into(), Value::Array(left))),
@@ -182,12 +157,7 @@ fn drop_first_request(status: &mut Value) {
 }
 
 /// Only a VMI that ends without ever having run counts as a failed start; one that runs clears the count.
-fn sync_start_failure(
-    status: &mut Value,
-    vm: &DynamicObject,
-    vmi: Option<&DynamicObject>,
-    around: &Circumstances<'_>,
-) {
+fn sync_start_failure(status: &mut Value, vm: &DynamicObject, vmi: Option<&DynamicObject>, around: &Circumstances<'_>) {
     let counts = matches!(run_strategy(vm), "Always" | "RerunOnFailure" | "Once");
     if !counts || vmi.is_some_and(has_run) {
         if let Some(fields) = status.as_object_mut() {
@@ -210,45 +180,25 @@ fn sync_start_failure(
 
 fn has_run(vmi: &DynamicObject) -> bool {
     let times = vmi.data["status"]["phaseTransitionTimestamps"].as_array();
-    times
-        .into_iter()
-        .flatten()
-        .any(|entry| entry["phase"] == "Running")
+    times.into_iter().flatten().any(|entry| entry["phase"] == "Running")
 }
 
 fn sync_conditions(status: &mut Value, vmi: Option<&DynamicObject>, around: &Circumstances<'_>) {
     let now = around.now;
     let ready = match vmi.map(|vmi| condition(&vmi.data["status"], "Ready")) {
         Some(Some(ready)) => ready.clone(),
-        Some(None) => new_condition(
-            "Ready",
-            false,
-            "VMIConditionMissing",
-            "VMI is missing the Ready condition",
-            now,
-        ),
+        Some(None) => new_condition("Ready", false, "VMIConditionMissing", "VMI is missing the Ready condition", now),
         None => new_condition("Ready", false, "VMINotExists", "VMI does not exist", now),
     };
     set_condition(status, "Ready", Some(ready));
-    let failure = around
-        .failure
-        .map(|message| new_condition("Failure", true, "FailedCreate", message, now));
+    let failure = around.failure.map(|message| new_condition("Failure", true, "FailedCreate", message, now));
     set_condition(status, "Failure", failure);
     let Some(vmi) = vmi else { return };
 
     let own = ["Ready", "Failure", "RestartRequired"];
-    let copied: Vec<Value> = vmi.data["status"]["conditions"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
+    let copied: Vec<Value> = vmi.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
     let kind = |condition: &Value| condition["type"].as_str().unwrap_or_default().to_owned();
-    for old in status["conditions"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default()
-        .iter()
-        .map(kind)
-    {
+    for old in status["conditions"].as_array().cloned().unwrap_or_default().iter().map(kind) {
         if !own.contains(&old.as_str()) && !copied.iter().any(|new| new["type"] == old.as_str()) {
             set_condition(status, &old, None);
         }
@@ -266,23 +216,15 @@ fn printable(vm: &DynamicObject, vmi: Option<&DynamicObject>, status: &Value) ->
     if is_deleting(vm) {
         return "Terminating";
     }
-    let failed_starts = status["startFailure"]["consecutiveFailCount"]
-        .as_u64()
-        .unwrap_or(0);
-    let at_rest = if failed_starts > 0 {
-        "CrashLoopBackOff"
-    } else {
-        "Stopped"
-    };
+    let failed_starts = status["startFailure"]["consecutiveFailCount"].as_u64().unwrap_or(0);
+    let at_rest = if failed_starts > 0 { "CrashLoopBackOff" } else { "Stopped" };
     let Some(vmi) = vmi.filter(|vmi| !is_final(vmi)) else {
         return at_rest;
     };
     let said = |kind: &str, reason: &str| {
-        condition(&vmi.data["status"], kind)
-            .is_some_and(|it| it["status"] == "False" && it["reason"] == reason)
+        condition(&vmi.data["status"], kind).is_some_and(|it| it["status"] == "False" && it["reason"] == reason)
     };
-    let paused =
-        condition(&vmi.data["status"], "Paused").is_some_and(|paused| paused["status"] == "True");
+    let paused = condition(&vmi.data["status"], "Paused").is_some_and(|paused| paused["status"] == "True");
     match phase(vmi) {
         _ if is_deleting(vmi) => "Stopping",
         "Running" if paused => "Paused",
@@ -306,11 +248,7 @@ mod tests {
     /// Rows of KubeVirt's table: strategy, the VMI's end (or none yet), what was there before, what is done.
     #[test]
     fn each_strategy_treats_each_end_in_its_own_way() {
-        let vmi = |phase: &str| {
-            Some(object(
-                json!({ "metadata": { "uid": "v" }, "status": { "phase": phase } }),
-            ))
-        };
+        let vmi = |phase: &str| Some(object(json!({ "metadata": { "uid": "v" }, "status": { "phase": phase } })));
         let started = json!({ "runStrategy": "RerunOnFailure" });
         let asked = json!({ "runStrategy": "RerunOnFailure", "stateChangeRequests": [{ "action": "Start" }] });
         let table = [
@@ -321,23 +259,13 @@ mod tests {
             ("RerunOnFailure", json!({}), None, Sync::Start),
             ("RerunOnFailure", started.clone(), None, Sync::Rest),
             ("RerunOnFailure", asked, None, Sync::Start),
-            (
-                "RerunOnFailure",
-                started.clone(),
-                vmi("Succeeded"),
-                Sync::Stop,
-            ),
+            ("RerunOnFailure", started.clone(), vmi("Succeeded"), Sync::Stop),
             ("RerunOnFailure", started, vmi("Failed"), Sync::Restart),
             ("Once", json!({}), None, Sync::Start),
             ("Once", json!({}), vmi("Succeeded"), Sync::Rest),
             ("Once", json!({}), vmi("Failed"), Sync::Rest),
             ("Manual", json!({}), None, Sync::Rest),
-            (
-                "Manual",
-                json!({ "stateChangeRequests": [{ "action": "Start" }] }),
-                None,
-                Sync::Start,
-            ),
+            ("Manual", json!({ "stateChangeRequests": [{ "action": "Start" }] }), None, Sync::Start),
             (
                 "Manual",
                 json!({ "stateChangeRequests": [{ "action": "Stop", "uid": "v" }] }),
@@ -354,26 +282,16 @@ mod tests {
             ("Halted", json!({}), None, Sync::Rest),
         ];
         for (strategy, status, vmi, expected) in table {
-            let vm = object(
-                json!({ "metadata": {}, "spec": { "runStrategy": strategy }, "status": status }),
-            );
+            let vm = object(json!({ "metadata": {}, "spec": { "runStrategy": strategy }, "status": status }));
             let done = sync(&vm, vmi.as_ref(), Timestamp::UNIX_EPOCH);
-            assert_eq!(
-                done,
-                expected,
-                "{strategy}, {}, {:?}",
-                vm.data["status"],
-                vmi.as_ref().map(phase)
-            );
+            assert_eq!(done, expected, "{strategy}, {}, {:?}", vm.data["status"], vmi.as_ref().map(phase));
         }
     }
 
     #[test]
     fn the_pause_grows_with_the_square_up_to_five_minutes() {
         let base = Duration::from_secs(10);
-        let pauses: Vec<u64> = (1..=6)
-            .map(|failures| pause(failures, base, 0.0).as_secs())
-            .collect();
+        let pauses: Vec<u64> = (1..=6).map(|failures| pause(failures, base, 0.0).as_secs()).collect();
         assert_eq!(pauses, [10, 40, 90, 160, 250, 300]);
         assert_eq!(pause(1, base, 1.0).as_secs(), 15);
     }

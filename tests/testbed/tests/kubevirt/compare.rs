@@ -29,13 +29,9 @@ const GONE: [&str; 3] = ["F(GuestNotRunning)", "F(PodTerminating)", "F(PodNotExi
 /// Makes one object's events comparable.
 pub(crate) fn normalise(events: &[Event]) -> Vec<Event> {
     let mut alike: Vec<Event> = events.iter().map(without_races).collect();
-    if let Some(deleted) = alike
-        .iter()
-        .position(|event| event.kind == Kind::Vm && event.deleting)
-    {
+    if let Some(deleted) = alike.iter().position(|event| event.kind == Kind::Vm && event.deleting) {
         let start = alike[..=deleted].iter_mut().rev();
-        for event in start.take_while(|event| event.state == "Starting" && event.marked("created"))
-        {
+        for event in start.take_while(|event| event.state == "Starting" && event.marked("created")) {
             set_ready(event, "starting");
         }
     }
@@ -45,13 +41,8 @@ pub(crate) fn normalise(events: &[Event]) -> Vec<Event> {
 
 fn without_races(event: &Event) -> Event {
     let mut event = event.clone();
-    let over = event.is_final()
-        || ["Terminating", "Stopped", "CrashLoopBackOff"].contains(&event.state.as_str());
-    if over
-        && event
-            .condition("Ready")
-            .is_some_and(|ready| GONE.contains(&ready))
-    {
+    let over = event.is_final() || ["Terminating", "Stopped", "CrashLoopBackOff"].contains(&event.state.as_str());
+    if over && event.condition("Ready").is_some_and(|ready| GONE.contains(&ready)) {
         set_ready(&mut event, "gone");
     }
     match event.kind {
@@ -63,11 +54,7 @@ fn without_races(event: &Event) -> Event {
 }
 
 fn set_ready(event: &mut Event, value: &str) {
-    for (_, ready) in event
-        .conditions
-        .iter_mut()
-        .filter(|(name, _)| name == "Ready")
-    {
+    for (_, ready) in event.conditions.iter_mut().filter(|(name, _)| name == "Ready") {
         *ready = value.to_owned();
     }
 }
@@ -92,9 +79,7 @@ fn passing(events: &[Event], at: usize) -> Option<&'static str> {
     let waits = ["Stopped", "Starting"].contains(&event.state.as_str());
     if more
         && waits
-        && event
-            .condition("Ready")
-            .is_some_and(|ready| ready == "gone" || ready == "F(VMINotExists)")
+        && event.condition("Ready").is_some_and(|ready| ready == "gone" || ready == "F(VMINotExists)")
         && !event.marked("created")
     {
         return Some("whether a VM writes its status between two VMIs is a matter of milliseconds");
@@ -124,11 +109,7 @@ fn only_readiness_differs(one: &Event, other: &Event) -> bool {
 pub(crate) fn differences(recorded: &[Event], seen: &[Event]) -> Result<(), String> {
     let (rows, columns) = (recorded.len(), seen.len());
     let cost = |events: &[Event], at: usize| {
-        if passing(events, at).is_some() {
-            1
-        } else {
-            1000
-        }
+        if passing(events, at).is_some() { 1 } else { 1000 }
     };
     // The cheapest way to align the tails from (row, column) on.
     let mut best = vec![vec![0u32; columns + 1]; rows + 1];
@@ -148,9 +129,8 @@ pub(crate) fn differences(recorded: &[Event], seen: &[Event]) -> Result<(), Stri
         }
     }
     let (mut row, mut column, mut lines) = (0, 0, Vec::new());
-    let explain = |events: &[Event], at: usize| {
-        passing(events, at).map_or("   <-- !".to_owned(), |why| format!("   ({why})"))
-    };
+    let explain =
+        |events: &[Event], at: usize| passing(events, at).map_or("   <-- !".to_owned(), |why| format!("   ({why})"));
     while row < rows || column < columns {
         if row < rows
             && column < columns
@@ -167,11 +147,7 @@ pub(crate) fn differences(recorded: &[Event], seen: &[Event]) -> Result<(), Stri
             column += 1;
         }
     }
-    if best[0][0] >= 1000 {
-        Err(lines.join("\n"))
-    } else {
-        Ok(())
-    }
+    if best[0][0] >= 1000 { Err(lines.join("\n")) } else { Ok(()) }
 }
 
 /// What the end of a VMI must keep, whoever is quicker.
@@ -188,11 +164,7 @@ pub(crate) fn broken_order(events: &[Event]) -> Option<String> {
         }
         let held = |event: &Event| event.finalizers.len();
         // A deletion shows the object as it was before its last finalizer went: with that one.
-        let together = if after.sign == '-' {
-            held(after) > 1
-        } else {
-            held(before) > held(after) + 1
-        };
+        let together = if after.sign == '-' { held(after) > 1 } else { held(before) > held(after) + 1 };
         let wrong = if together {
             "finalizers go one at a time"
         } else if rank(after) < rank(before) {

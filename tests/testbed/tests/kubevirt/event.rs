@@ -42,24 +42,11 @@ impl Event {
         let status = &object.data["status"];
         let mut marks = Vec::new();
         if kind == Kind::Vm {
-            marks.extend(
-                ["created", "ready"]
-                    .into_iter()
-                    .filter(|flag| status[flag] == true)
-                    .map(str::to_owned),
-            );
+            marks.extend(["created", "ready"].into_iter().filter(|flag| status[flag] == true).map(str::to_owned));
             let requests = status["stateChangeRequests"].as_array();
-            let asked: Vec<&str> = requests
-                .into_iter()
-                .flatten()
-                .filter_map(|it| it["action"].as_str())
-                .collect();
+            let asked: Vec<&str> = requests.into_iter().flatten().filter_map(|it| it["action"].as_str()).collect();
             let failures = status["startFailure"]["consecutiveFailCount"].as_u64();
-            marks.extend(
-                status["runStrategy"]
-                    .as_str()
-                    .map(|strategy| format!("rs={strategy}")),
-            );
+            marks.extend(status["runStrategy"].as_str().map(|strategy| format!("rs={strategy}")));
             marks.extend((!asked.is_empty()).then(|| format!("asked={}", asked.join(","))));
             marks.extend(failures.map(|count| format!("failures={count}")));
         }
@@ -83,15 +70,8 @@ impl Event {
     /// Reads a line of `recorded.txt`.
     pub(crate) fn parse(line: &str) -> Self {
         let mut words = line.split_whitespace();
-        let kind = if words.next() == Some("vm") {
-            Kind::Vm
-        } else {
-            Kind::Vmi
-        };
-        let sign = words
-            .next()
-            .and_then(|word| word.chars().next())
-            .expect("a line has an event");
+        let kind = if words.next() == Some("vm") { Kind::Vm } else { Kind::Vmi };
+        let sign = words.next().and_then(|word| word.chars().next()).expect("a line has an event");
         let mut event = Self {
             kind,
             sign,
@@ -107,10 +87,7 @@ impl Event {
                 Some((name, value)) => event.conditions.push((name.to_owned(), value.to_owned())),
                 None if word == "deleting" => event.deleting = true,
                 None if ["created", "ready"].contains(&word) => event.marks.push(word.to_owned()),
-                None if word
-                    .split(',')
-                    .all(|part| ["VMC", "FG", "orphan"].contains(&part)) =>
-                {
+                None if word.split(',').all(|part| ["VMC", "FG", "orphan"].contains(&part)) => {
                     event.finalizers = word.split(',').map(str::to_owned).collect();
                 }
                 None => event.state = word.to_owned(),
@@ -120,10 +97,7 @@ impl Event {
     }
 
     pub(crate) fn condition(&self, kind: &str) -> Option<&str> {
-        self.conditions
-            .iter()
-            .find(|(name, _)| name == kind)
-            .map(|(_, value)| value.as_str())
+        self.conditions.iter().find(|(name, _)| name == kind).map(|(_, value)| value.as_str())
     }
 
     pub(crate) fn marked(&self, mark: &str) -> bool {
@@ -157,12 +131,7 @@ fn condition(condition: &Value) -> Condition {
 
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:3} {}",
-            if self.kind == Kind::Vm { "vm" } else { "vmi" },
-            self.sign
-        )?;
+        write!(f, "{:3} {}", if self.kind == Kind::Vm { "vm" } else { "vmi" }, self.sign)?;
         if self.deleting {
             write!(f, " deleting")?;
         }

@@ -34,17 +34,12 @@ pub(crate) async fn a_thousand_vms() -> Result<()> {
             anyhow::Ok(())
         }
     });
-    futures::stream::iter(creations)
-        .buffer_unordered(32)
-        .try_collect::<()>()
-        .await?;
+    futures::stream::iter(creations).buffer_unordered(32).try_collect::<()>().await?;
     println!("created in {:?}", start.elapsed());
 
     let ready = async {
         let mut ready = std::collections::HashSet::new();
-        let mut stream = watcher(api.clone(), watcher::Config::default())
-            .applied_objects()
-            .boxed();
+        let mut stream = watcher(api.clone(), watcher::Config::default()).applied_objects().boxed();
         while ready.len() < FLEET {
             let vm = stream.try_next().await?.context("the watch ended")?;
             if vm.data["status"]["ready"] == true {
@@ -53,34 +48,20 @@ pub(crate) async fn a_thousand_vms() -> Result<()> {
         }
         anyhow::Ok(())
     };
-    tokio::time::timeout(PATIENCE, ready)
-        .await
-        .context("waited in vain for all to be ready")??;
+    tokio::time::timeout(PATIENCE, ready).await.context("waited in vain for all to be ready")??;
     println!("all ready after {:?}", start.elapsed());
 
     let start = Instant::now();
-    api.delete_collection(&DeleteParams::default(), &ListParams::default())
-        .await?;
+    api.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
     let gone = async {
-        while !api
-            .list_metadata(&ListParams::default().limit(1))
-            .await?
-            .items
-            .is_empty()
-        {
+        while !api.list_metadata(&ListParams::default().limit(1)).await?.items.is_empty() {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         anyhow::Ok(())
     };
-    tokio::time::timeout(PATIENCE, gone)
-        .await
-        .context("waited in vain for all to be gone")??;
+    tokio::time::timeout(PATIENCE, gone).await.context("waited in vain for all to be gone")??;
     println!("all gone after {:?}", start.elapsed());
-    let left = vmis(&parts.client, "default")
-        .list_metadata(&ListParams::default())
-        .await?
-        .items
-        .len();
+    let left = vmis(&parts.client, "default").list_metadata(&ListParams::default()).await?.items.len();
     anyhow::ensure!(left == 0, "{left} VMIs are left");
     Ok(())
 }

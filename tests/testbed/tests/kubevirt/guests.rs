@@ -34,58 +34,29 @@ pub(crate) fn tests() -> Vec<(&'static str, Play)> {
     vec![
         guest!("agent connects and goes silent", "agent", |stage| {
             stage.create("Once", annotated("agent", "50ms")).await?;
-            stage
-                .until(Kind::Vm, "the agent's hello", |vm| {
-                    vm.condition("AgentConnected") == Some("T()")
-                })
-                .await?;
+            stage.until(Kind::Vm, "the agent's hello", |vm| vm.condition("AgentConnected") == Some("T()")).await?;
             stage.tell("agent-disconnect").await?;
-            stage
-                .until(Kind::Vm, "no agent", |vm| {
-                    vm.condition("AgentConnected").is_none()
-                })
-                .await
+            stage.until(Kind::Vm, "no agent", |vm| vm.condition("AgentConnected").is_none()).await
         }),
         guest!("is paused and goes on", "pause", |stage| {
             stage.create("Once", |_| ()).await?;
             stage.ready().await?;
             stage.tell("pause").await?;
-            stage
-                .until(Kind::Vm, "Paused", |vm| vm.state == "Paused")
-                .await?;
-            stage
-                .until(Kind::Vmi, "a paused VMI that runs", |vmi| {
-                    vmi.state == "Running"
-                })
-                .await?;
+            stage.until(Kind::Vm, "Paused", |vm| vm.state == "Paused").await?;
+            stage.until(Kind::Vmi, "a paused VMI that runs", |vmi| vmi.state == "Running").await?;
             stage.tell("unpause").await?;
-            stage
-                .until(Kind::Vm, "Running", |vm| {
-                    vm.state == "Running" && vm.marked("ready")
-                })
-                .await
+            stage.until(Kind::Vm, "Running", |vm| vm.state == "Running" && vm.marked("ready")).await
         }),
         guest!("moves to another node", "migrate", |stage| {
             stage.create("Once", |_| ()).await?;
             stage.ready().await?;
             let before = stage.vmi().await?;
             stage.tell("migrate").await?;
-            let after = stage
-                .vmi_when("on another node", |vmi| {
-                    vmi["nodeName"] != before.data["status"]["nodeName"]
-                })
-                .await?;
-            anyhow::ensure!(
-                before.metadata.uid == after.metadata.uid,
-                "it is another VMI"
-            );
-            let address = |vmi: &kube::api::DynamicObject| {
-                vmi.data["status"]["interfaces"][0]["ipAddress"].clone()
-            };
-            anyhow::ensure!(
-                address(&before) != address(&after),
-                "the address is the same"
-            );
+            let after =
+                stage.vmi_when("on another node", |vmi| vmi["nodeName"] != before.data["status"]["nodeName"]).await?;
+            anyhow::ensure!(before.metadata.uid == after.metadata.uid, "it is another VMI");
+            let address = |vmi: &kube::api::DynamicObject| vmi.data["status"]["interfaces"][0]["ipAddress"].clone();
+            anyhow::ensure!(address(&before) != address(&after), "the address is the same");
             stage.ready().await
         }),
         guest!("waits for its Secret", "secret", |stage| {
@@ -98,74 +69,41 @@ pub(crate) fn tests() -> Vec<(&'static str, Play)> {
             let pods = Api::<Pod>::namespaced(stage.client(), "secret");
             let creating = |pod: &Pod| {
                 let status = serde_json::to_value(pod).unwrap_or_default();
-                status["status"]["containerStatuses"][0]["state"]["waiting"]["reason"]
-                    == "ContainerCreating"
+                status["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "ContainerCreating"
             };
             stage
                 .eventually("a container that waits", async || {
-                    Ok(pods
-                        .list(&ListParams::default())
-                        .await?
-                        .items
-                        .iter()
-                        .any(creating))
+                    Ok(pods.list(&ListParams::default()).await?.items.iter().any(creating))
                 })
                 .await?;
             let secret = json!({ "metadata": { "name": "user-data" } });
             let secrets = Api::<Secret>::namespaced(stage.client(), "secret");
-            secrets
-                .create(&PostParams::default(), &serde_json::from_value(secret)?)
-                .await?;
+            secrets.create(&PostParams::default(), &serde_json::from_value(secret)?).await?;
             stage.ready().await
         }),
         guest!("is refused by a quota", "quota", |stage| {
-            stage
-                .create("Once", annotated("never-schedules", "quota"))
-                .await?;
-            let refused = |vmi: &Event| {
-                vmi.state == "Pending" && vmi.condition("Synchronized") == Some("F(FailedCreate)")
-            };
+            stage.create("Once", annotated("never-schedules", "quota")).await?;
+            let refused =
+                |vmi: &Event| vmi.state == "Pending" && vmi.condition("Synchronized") == Some("F(FailedCreate)");
             stage.until(Kind::Vmi, "a refused pod", refused).await?;
-            stage
-                .until(Kind::Vm, "a VM that starts for ever", |vm| {
-                    vm.state == "Starting"
-                })
-                .await?;
+            stage.until(Kind::Vm, "a VM that starts for ever", |vm| vm.state == "Starting").await?;
             let vmi = stage.vmi().await?;
             let message = vmi.data["status"]["conditions"].to_string();
             anyhow::ensure!(message.contains("exceeded quota"), "{message}");
             Ok(())
         }),
-        guest!(
-            "never starts for a Secret that never comes",
-            "no-secret",
-            |stage| {
-                stage
-                    .create("Once", annotated("never-schedules", "missing-secret"))
-                    .await?;
-                stage
-                    .until(Kind::Vmi, "Scheduling", |vmi| vmi.state == "Scheduling")
-                    .await
-            }
-        ),
+        guest!("never starts for a Secret that never comes", "no-secret", |stage| {
+            stage.create("Once", annotated("never-schedules", "missing-secret")).await?;
+            stage.until(Kind::Vmi, "Scheduling", |vmi| vmi.state == "Scheduling").await
+        }),
         guest!("ends at once without grace", "no-grace", |stage| {
             stage
-                .create("Once", |vm| {
-                    vm["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(0)
-                })
+                .create("Once", |vm| vm["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(0))
                 .await?;
             stage.ready().await?;
             stage.delete_vmi().await?;
-            stage
-                .until(Kind::Vmi, "a VMI that starts again", |vmi| {
-                    vmi.state == "Scheduling"
-                })
-                .await?;
-            let ends = stage
-                .events(Kind::Vmi)
-                .into_iter()
-                .find(|vmi| vmi.is_final())
-                .context("no end seen")?;
+            stage.until(Kind::Vmi, "a VMI that starts again", |vmi| vmi.state == "Scheduling").await?;
+            let ends = stage.events(Kind::Vmi).into_iter().find(|vmi| vmi.is_final()).context("no end seen")?;
             anyhow::ensure!(ends.state == "Succeeded", "{ends}");
             Ok(())
         }),

@@ -46,13 +46,10 @@ fn main() -> Result<()> {
         })
     }));
     let admitted = world.clone();
-    trials.push(Trial::test(
-        "admission refuses as KubeVirt does",
-        move || {
-            let client = admitted.client()?;
-            admitted.run(admission::refuses_as_kubevirt_does(client))
-        },
-    ));
+    trials.push(Trial::test("admission refuses as KubeVirt does", move || {
+        let client = admitted.client()?;
+        admitted.run(admission::refuses_as_kubevirt_does(client))
+    }));
     let fleet = world.clone();
     let thousand = move || fleet.run(fleet::a_thousand_vms());
     // Minutes on a busy machine: asked for by name, `--ignored`.
@@ -78,33 +75,21 @@ struct Parts {
 
 impl World {
     fn new() -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()?;
-        Ok(Self {
-            runtime,
-            parts: OnceLock::new(),
-        })
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        Ok(Self { runtime, parts: OnceLock::new() })
     }
 
     fn client(&self) -> Result<Client, Failed> {
         let started = || {
-            let parts = self
-                .runtime
-                .block_on(Parts::start(Speed::RECORDED, Detail::Recorded));
+            let parts = self.runtime.block_on(Parts::start(Speed::RECORDED, Detail::Recorded));
             parts.map_err(|error| format!("{error:#}"))
         };
         let parts = self.parts.get_or_init(started).as_ref();
-        Ok(parts
-            .map_err(|error| Failed::from(error.as_str()))?
-            .client
-            .clone())
+        Ok(parts.map_err(|error| Failed::from(error.as_str()))?.client.clone())
     }
 
     fn run(&self, test: impl Future<Output = Result<()>>) -> Result<(), Failed> {
-        self.runtime
-            .block_on(test)
-            .map_err(|error| format!("{error:#}").into())
+        self.runtime.block_on(test).map_err(|error| format!("{error:#}").into())
     }
 }
 
@@ -119,27 +104,12 @@ impl Drop for World {
 impl Parts {
     async fn start(speed: Speed, detail: Detail) -> Result<Self> {
         let scratch = Scratch::new()?;
-        let control_plane =
-            ControlPlane::start(&scratch, &Progress::quiet().part("kubernetes")).await?;
+        let control_plane = ControlPlane::start(&scratch, &Progress::quiet().part("kubernetes")).await?;
         let client = control_plane.client().await?;
-        let simulator = SimulatorConfig {
-            detail,
-            back_off: Duration::from_secs(1),
-            ..Default::default()
-        };
-        let node = NodeConfig {
-            speed,
-            ..Default::default()
-        };
-        let (simulator, node) = tokio::try_join!(
-            Simulator::start(client.clone(), simulator),
-            Node::start(client.clone(), node)
-        )?;
-        Ok(Self {
-            client,
-            _simulator: simulator,
-            _node: node,
-            _control_plane: control_plane,
-        })
+        let simulator = SimulatorConfig { detail, back_off: Duration::from_secs(1), ..Default::default() };
+        let node = NodeConfig { speed, ..Default::default() };
+        let (simulator, node) =
+            tokio::try_join!(Simulator::start(client.clone(), simulator), Node::start(client.clone(), node))?;
+        Ok(Self { client, _simulator: simulator, _node: node, _control_plane: control_plane })
     }
 }

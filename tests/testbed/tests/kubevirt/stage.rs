@@ -6,10 +6,7 @@ use cyberdesk_testbed::kubevirt::{vmis, vms};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Client;
-use kube::api::{
-    Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, PropagationPolicy,
-    WatchParams,
-};
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, PropagationPolicy, WatchParams};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -44,18 +41,9 @@ impl Stage {
         let seen = Arc::new(Seen::default());
         let mut watches = JoinSet::new();
         for kind in [Kind::Vm, Kind::Vmi] {
-            let api = if kind == Kind::Vm {
-                vms(&client, &name)
-            } else {
-                vmis(&client, &name)
-            };
+            let api = if kind == Kind::Vm { vms(&client, &name) } else { vmis(&client, &name) };
             // From before the first object, without a relist: every event comes through.
-            let from = api
-                .list(&Default::default())
-                .await?
-                .metadata
-                .resource_version
-                .unwrap_or_default();
+            let from = api.list(&Default::default()).await?.metadata.resource_version.unwrap_or_default();
             let seen = seen.clone();
             watches.spawn(async move {
                 let params = WatchParams::default().timeout(290);
@@ -65,21 +53,13 @@ impl Stage {
                 let mut stream = stream.boxed();
                 while let Ok(Some(event)) = stream.try_next().await {
                     if let Some(event) = Event::of(kind, &event) {
-                        seen.events
-                            .lock()
-                            .expect("no holder of this lock panics")
-                            .push(event);
+                        seen.events.lock().expect("no holder of this lock panics").push(event);
                         seen.more.notify_waiters();
                     }
                 }
             });
         }
-        Ok(Self {
-            name,
-            client,
-            seen,
-            _watches: watches,
-        })
+        Ok(Self { name, client, seen, _watches: watches })
     }
 
     fn vms(&self) -> Api<DynamicObject> {
@@ -91,16 +71,8 @@ impl Stage {
     }
 
     pub(crate) fn events(&self, kind: Kind) -> Vec<Event> {
-        let events = self
-            .seen
-            .events
-            .lock()
-            .expect("no holder of this lock panics");
-        events
-            .iter()
-            .filter(|event| event.kind == kind)
-            .cloned()
-            .collect()
+        let events = self.seen.events.lock().expect("no holder of this lock panics");
+        events.iter().filter(|event| event.kind == kind).cloned().collect()
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -112,41 +84,24 @@ impl Stage {
     }
 
     /// The VMI once its status is as asked.
-    pub(crate) async fn vmi_when(
-        &self,
-        what: &str,
-        is_so: impl Fn(&Value) -> bool,
-    ) -> Result<DynamicObject> {
-        self.eventually(&format!("a VMI {what}"), async || {
-            Ok(is_so(&self.vmi().await?.data["status"]))
-        })
-        .await?;
+    pub(crate) async fn vmi_when(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<DynamicObject> {
+        self.eventually(&format!("a VMI {what}"), async || Ok(is_so(&self.vmi().await?.data["status"]))).await?;
         self.vmi().await
     }
 
     /// Looks until it is so: for what no watched event tells.
-    pub(crate) async fn eventually(
-        &self,
-        what: &str,
-        look: impl AsyncFn() -> Result<bool>,
-    ) -> Result<()> {
+    pub(crate) async fn eventually(&self, what: &str, look: impl AsyncFn() -> Result<bool>) -> Result<()> {
         let found = async {
             while !look().await? {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             anyhow::Ok(())
         };
-        tokio::time::timeout(PATIENCE, found)
-            .await
-            .with_context(|| format!("waited in vain for {what}"))?
+        tokio::time::timeout(PATIENCE, found).await.with_context(|| format!("waited in vain for {what}"))?
     }
 
     /// A VM of that strategy with a small guest; `adjust` may change its manifest.
-    pub(crate) async fn create(
-        &self,
-        strategy: &str,
-        adjust: impl FnOnce(&mut Value),
-    ) -> Result<()> {
+    pub(crate) async fn create(&self, strategy: &str, adjust: impl FnOnce(&mut Value)) -> Result<()> {
         let mut vm = json!({
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": { "name": self.name },
             "spec": { "runStrategy": strategy, "template": { "metadata": {}, "spec": {
@@ -156,68 +111,50 @@ impl Stage {
             } } },
         });
         adjust(&mut vm);
-        self.vms()
-            .create(&PostParams::default(), &serde_json::from_value(vm)?)
-            .await
-            .context("creating the VM")?;
+        self.vms().create(&PostParams::default(), &serde_json::from_value(vm)?).await.context("creating the VM")?;
         Ok(())
     }
 
     /// Tells the guest to do something.
     pub(crate) async fn tell(&self, command: &str) -> Result<()> {
         let patch = json!({ "metadata": { "annotations": { "guest.testbed/do": command } } });
-        self.vmis()
-            .patch(&self.name, &PatchParams::default(), &Patch::Merge(patch))
-            .await?;
+        self.vmis().patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())
     }
 
     pub(crate) async fn set_run_strategy(&self, strategy: &str) -> Result<()> {
         let patch = json!({ "spec": { "runStrategy": strategy } });
-        self.vms()
-            .patch(&self.name, &PatchParams::default(), &Patch::Merge(patch))
-            .await?;
+        self.vms().patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())
     }
 
     pub(crate) async fn delete_vm(&self) -> Result<()> {
-        self.vms()
-            .delete(&self.name, &DeleteParams::default())
-            .await?;
+        self.vms().delete(&self.name, &DeleteParams::default()).await?;
         Ok(())
     }
 
     pub(crate) async fn delete_vm_with(&self, propagation: PropagationPolicy) -> Result<()> {
-        let params = DeleteParams {
-            propagation_policy: Some(propagation),
-            ..DeleteParams::default()
-        };
+        let params = DeleteParams { propagation_policy: Some(propagation), ..DeleteParams::default() };
         self.vms().delete(&self.name, &params).await?;
         Ok(())
     }
 
     pub(crate) async fn delete_vmi(&self) -> Result<()> {
-        self.vmis()
-            .delete(&self.name, &DeleteParams::default())
-            .await?;
+        self.vmis().delete(&self.name, &DeleteParams::default()).await?;
         Ok(())
     }
 
     /// As the garbage collector after `--cascade=orphan`: the VMI has no owner any more.
     pub(crate) async fn disown_vmi(&self) -> Result<()> {
         let patch = json!({ "metadata": { "ownerReferences": null } });
-        self.vmis()
-            .patch(&self.name, &PatchParams::default(), &Patch::Merge(patch))
-            .await?;
+        self.vmis().patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())
     }
 
     /// As the garbage collector when it is done: what is left of the VM's finalizers goes.
     pub(crate) async fn let_vm_go(&self) -> Result<()> {
         let patch = json!({ "metadata": { "finalizers": null } });
-        self.vms()
-            .patch(&self.name, &PatchParams::default(), &Patch::Merge(patch))
-            .await?;
+        self.vms().patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())
     }
 
@@ -230,12 +167,7 @@ impl Stage {
     }
 
     /// Waits until the newest event of the kind is as asked, or there has been one since `from` events.
-    pub(crate) async fn until(
-        &self,
-        kind: Kind,
-        what: &str,
-        is_so: impl Fn(&Event) -> bool,
-    ) -> Result<()> {
+    pub(crate) async fn until(&self, kind: Kind, what: &str, is_so: impl Fn(&Event) -> bool) -> Result<()> {
         let look = async {
             loop {
                 let more = self.seen.more.notified();
@@ -246,10 +178,7 @@ impl Stage {
             }
         };
         if tokio::time::timeout(PATIENCE, look).await.is_err() {
-            let last = self
-                .events(kind)
-                .last()
-                .map_or("none".to_owned(), Event::to_string);
+            let last = self.events(kind).last().map_or("none".to_owned(), Event::to_string);
             bail!("waited in vain for {what}; the last event is: {last}");
         }
         Ok(())
@@ -257,30 +186,21 @@ impl Stage {
 
     /// The VM says that its guest is ready.
     pub(crate) async fn ready(&self) -> Result<()> {
-        self.until(Kind::Vm, "a ready VM", |vm| {
-            vm.state == "Running" && vm.marked("ready")
-        })
-        .await
+        self.until(Kind::Vm, "a ready VM", |vm| vm.state == "Running" && vm.marked("ready")).await
     }
 
     /// The VM shows this state, and has no VMI.
     pub(crate) async fn at_rest(&self, state: &str) -> Result<()> {
-        let rests = |vm: &Event| {
-            vm.state == state
-                && !vm.marked("created")
-                && vm.condition("Ready") == Some("F(VMINotExists)")
-        };
-        self.until(Kind::Vm, &format!("a VM {state} without VMI"), rests)
-            .await
+        let rests =
+            |vm: &Event| vm.state == state && !vm.marked("created") && vm.condition("Ready") == Some("F(VMINotExists)");
+        self.until(Kind::Vm, &format!("a VM {state} without VMI"), rests).await
     }
 
     /// VM and VMI are gone.
     pub(crate) async fn gone(&self) -> Result<()> {
-        self.until(Kind::Vm, "the VM to be gone", |vm| vm.sign == '-')
-            .await?;
+        self.until(Kind::Vm, "the VM to be gone", |vm| vm.sign == '-').await?;
         if !self.events(Kind::Vmi).is_empty() {
-            self.until(Kind::Vmi, "the VMI to be gone", |vmi| vmi.sign == '-')
-                .await?;
+            self.until(Kind::Vmi, "the VMI to be gone", |vmi| vmi.sign == '-').await?;
         }
         let left = self.vmis().list(&Default::default()).await?.items.len()
             + self.vms().list(&Default::default()).await?.items.len();

@@ -20,12 +20,7 @@ use crate::stage::Stage;
 const RECORDED: &str = include_str!("recorded.txt");
 
 /// Plays a scenario and compares.
-pub(crate) fn hold(
-    runtime: &Runtime,
-    client: Client,
-    name: &'static str,
-    play: Play,
-) -> Result<(), Failed> {
+pub(crate) fn hold(runtime: &Runtime, client: Client, name: &'static str, play: Play) -> Result<(), Failed> {
     let (code, _) = name.split_once(' ').unwrap_or((name, ""));
     let told = runtime.block_on(async {
         let stage = Arc::new(Stage::new(client, code).await?);
@@ -38,39 +33,21 @@ pub(crate) fn hold(
     let mut complaints = Vec::new();
     for kind in [Kind::Vm, Kind::Vmi] {
         let seen = stage.events(kind);
-        let recorded: Vec<Event> = recorded
-            .iter()
-            .filter(|event| event.kind == kind)
-            .cloned()
-            .collect();
+        let recorded: Vec<Event> = recorded.iter().filter(|event| event.kind == kind).cloned().collect();
         for (whose, events) in [("recorded", &recorded), ("seen", &seen)] {
-            complaints
-                .extend(compare::broken_order(events).map(|broken| format!("{whose}: {broken}")));
+            complaints.extend(compare::broken_order(events).map(|broken| format!("{whose}: {broken}")));
         }
-        if let Err(diff) =
-            compare::differences(&compare::normalise(&recorded), &compare::normalise(&seen))
-        {
+        if let Err(diff) = compare::differences(&compare::normalise(&recorded), &compare::normalise(&seen)) {
             complaints.push(format!("recorded (-) and seen (+) differ:\n{diff}"));
         }
     }
-    if complaints.is_empty() {
-        Ok(())
-    } else {
-        Err(complaints.join("\n\n").into())
-    }
+    if complaints.is_empty() { Ok(()) } else { Err(complaints.join("\n\n").into()) }
 }
 
 fn recorded(code: &str) -> Result<Vec<Event>> {
     let heading = format!("== {code} ");
-    let mut lines = RECORDED
-        .lines()
-        .skip_while(|line| !line.starts_with(&heading))
-        .skip(1);
-    let events: Vec<Event> = lines
-        .by_ref()
-        .take_while(|line| !line.is_empty())
-        .map(Event::parse)
-        .collect();
+    let mut lines = RECORDED.lines().skip_while(|line| !line.starts_with(&heading)).skip(1);
+    let events: Vec<Event> = lines.by_ref().take_while(|line| !line.is_empty()).map(Event::parse).collect();
     if events.is_empty() {
         bail!("recorded.txt has no {code}");
     }
@@ -95,9 +72,7 @@ pub(crate) fn scenarios() -> Vec<(&'static str, Play)> {
             stage.create("Always", |_| ()).await?;
             stage.ready().await?;
             stage.tell("power-off").await?;
-            stage
-                .until(Kind::Vm, "a VM that is not ready", |vm| !vm.marked("ready"))
-                .await?;
+            stage.until(Kind::Vm, "a VM that is not ready", |vm| !vm.marked("ready")).await?;
             stage.ready().await?;
             stage.delete_vm().await
         }),
@@ -112,9 +87,7 @@ pub(crate) fn scenarios() -> Vec<(&'static str, Play)> {
             stage.create("RerunOnFailure", |_| ()).await?;
             stage.ready().await?;
             stage.tell("crash").await?;
-            stage
-                .until(Kind::Vm, "a VM that is not ready", |vm| !vm.marked("ready"))
-                .await?;
+            stage.until(Kind::Vm, "a VM that is not ready", |vm| !vm.marked("ready")).await?;
             stage.ready().await?;
             stage.delete_vm().await
         }),
@@ -122,23 +95,11 @@ pub(crate) fn scenarios() -> Vec<(&'static str, Play)> {
             stage.create("Once", |_| ()).await?;
             stage.ready().await?;
             stage.tell("power-off").await?;
-            let ended = |vm: &Event| {
-                vm.state == "Stopped" && vm.condition("Ready") == Some("F(PodTerminating)")
-            };
-            stage
-                .until(Kind::Vm, "a VM whose pod has ended", ended)
-                .await?;
-            stage
-                .until(Kind::Vmi, "a VMI without the VM's finalizer", |vmi| {
-                    vmi.finalizers == ["FG"]
-                })
-                .await?;
+            let ended = |vm: &Event| vm.state == "Stopped" && vm.condition("Ready") == Some("F(PodTerminating)");
+            stage.until(Kind::Vm, "a VM whose pod has ended", ended).await?;
+            stage.until(Kind::Vmi, "a VMI without the VM's finalizer", |vmi| vmi.finalizers == ["FG"]).await?;
             stage.delete_vmi().await?;
-            stage
-                .until(Kind::Vm, "a VM that starts again", |vm| {
-                    vm.state == "Starting"
-                })
-                .await?;
+            stage.until(Kind::Vm, "a VM that starts again", |vm| vm.state == "Starting").await?;
             stage.ready().await?;
             stage.delete_vm().await
         }),
@@ -151,27 +112,21 @@ pub(crate) fn scenarios() -> Vec<(&'static str, Play)> {
             stage.create("Always", |_| ()).await?;
             stage.ready().await?;
             stage.delete_vmi().await?;
-            stage
-                .until(Kind::Vm, "a VM that is not ready", |vm| !vm.marked("ready"))
-                .await?;
+            stage.until(Kind::Vm, "a VM that is not ready", |vm| !vm.marked("ready")).await?;
             stage.ready().await?;
             stage.delete_vm().await
         }),
-        scenario!(
-            "S4d rerun-on-failure, VMI deleted, grace expires",
-            |stage| {
-                let deaf = |vm: &mut serde_json::Value| {
-                    vm["spec"]["template"]["metadata"]["annotations"] =
-                        json!({ "guest.testbed/ignores-acpi": "true" });
-                    vm["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(2);
-                };
-                stage.create("RerunOnFailure", deaf).await?;
-                stage.ready().await?;
-                stage.delete_vmi().await?;
-                stage.at_rest("Stopped").await?;
-                stage.delete_vm().await
-            }
-        ),
+        scenario!("S4d rerun-on-failure, VMI deleted, grace expires", |stage| {
+            let deaf = |vm: &mut serde_json::Value| {
+                vm["spec"]["template"]["metadata"]["annotations"] = json!({ "guest.testbed/ignores-acpi": "true" });
+                vm["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(2);
+            };
+            stage.create("RerunOnFailure", deaf).await?;
+            stage.ready().await?;
+            stage.delete_vmi().await?;
+            stage.at_rest("Stopped").await?;
+            stage.delete_vm().await
+        }),
         scenario!("S5 always, fails before running", |stage| {
             let script = |vm: &mut serde_json::Value| {
                 vm["spec"]["template"]["metadata"]["annotations"] =
@@ -179,22 +134,12 @@ pub(crate) fn scenarios() -> Vec<(&'static str, Play)> {
             };
             stage.create("Always", script).await?;
             let twice = |vm: &Event| vm.marked("failures=2") && !vm.marked("created");
-            stage
-                .until(Kind::Vm, "a second failed start", twice)
-                .await?;
+            stage.until(Kind::Vm, "a second failed start", twice).await?;
             stage.delete_vm().await
         }),
         scenario!("S6 always, no memory", |stage| {
-            stage
-                .create("Always", |vm| {
-                    vm["spec"]["template"]["spec"]["domain"]["memory"] = json!(null)
-                })
-                .await?;
-            stage
-                .until(Kind::Vm, "a failure", |vm| {
-                    vm.condition("Failure") == Some("T(FailedCreate)")
-                })
-                .await?;
+            stage.create("Always", |vm| vm["spec"]["template"]["spec"]["domain"]["memory"] = json!(null)).await?;
+            stage.until(Kind::Vm, "a failure", |vm| vm.condition("Failure") == Some("T(FailedCreate)")).await?;
             stage.delete_vm().await
         }),
         scenario!("S6b always, label too long", |stage| {
@@ -202,34 +147,18 @@ pub(crate) fn scenarios() -> Vec<(&'static str, Play)> {
                 vm["spec"]["template"]["metadata"]["labels"] = json!({ "owner": "x".repeat(64) });
             };
             stage.create("Always", label).await?;
-            stage
-                .until(Kind::Vm, "a failure", |vm| {
-                    vm.condition("Failure") == Some("T(FailedCreate)")
-                })
-                .await?;
+            stage.until(Kind::Vm, "a failure", |vm| vm.condition("Failure") == Some("T(FailedCreate)")).await?;
             stage.delete_vm().await
         }),
         scenario!("S7a always, VM deleted at once", |stage| {
             stage.create("Always", |_| ()).await?;
-            stage
-                .until(Kind::Vmi, "a scheduling VMI", |vmi| {
-                    vmi.state == "Scheduling"
-                })
-                .await?;
-            stage
-                .until(Kind::Vm, "a starting VM", |vm| vm.state == "Starting")
-                .await?;
+            stage.until(Kind::Vmi, "a scheduling VMI", |vmi| vmi.state == "Scheduling").await?;
+            stage.until(Kind::Vm, "a starting VM", |vm| vm.state == "Starting").await?;
             stage.delete_vm().await
         }),
         scenario!("S7b always, unschedulable", |stage| {
-            stage
-                .create("Always", never_schedules("unschedulable"))
-                .await?;
-            stage
-                .until(Kind::Vm, "ErrorUnschedulable", |vm| {
-                    vm.state == "ErrorUnschedulable"
-                })
-                .await?;
+            stage.create("Always", never_schedules("unschedulable")).await?;
+            stage.until(Kind::Vm, "ErrorUnschedulable", |vm| vm.state == "ErrorUnschedulable").await?;
             stage.delete_vm().await
         }),
         scenario!("S7c always, made again under the same name", |stage| {
@@ -243,14 +172,8 @@ pub(crate) fn scenarios() -> Vec<(&'static str, Play)> {
             stage.delete_vm().await
         }),
         scenario!("S7d always, image cannot be pulled", |stage| {
-            stage
-                .create("Always", never_schedules("image-pull"))
-                .await?;
-            stage
-                .until(Kind::Vm, "ImagePullBackOff", |vm| {
-                    vm.state == "ImagePullBackOff"
-                })
-                .await?;
+            stage.create("Always", never_schedules("image-pull")).await?;
+            stage.until(Kind::Vm, "ImagePullBackOff", |vm| vm.state == "ImagePullBackOff").await?;
             stage.delete_vm().await
         }),
         scenario!("S11 always, halted, always; foreground", |stage| {
@@ -259,19 +182,13 @@ pub(crate) fn scenarios() -> Vec<(&'static str, Play)> {
             stage.set_run_strategy("Halted").await?;
             stage.at_rest("Stopped").await?;
             stage.set_run_strategy("Always").await?;
-            stage
-                .until(Kind::Vm, "a VM that starts again", |vm| {
-                    vm.state == "Starting"
-                })
-                .await?;
+            stage.until(Kind::Vm, "a VM that starts again", |vm| vm.state == "Starting").await?;
             stage.ready().await?;
             stage.delete_vm_with(PropagationPolicy::Foreground).await?;
             stage
-                .until(
-                    Kind::Vm,
-                    "a VM that waits for the garbage collector",
-                    |vm| vm.finalizers == ["FG"] && !vm.marked("created"),
-                )
+                .until(Kind::Vm, "a VM that waits for the garbage collector", |vm| {
+                    vm.finalizers == ["FG"] && !vm.marked("created")
+                })
                 .await?;
             stage.let_vm_go().await
         }),
@@ -280,14 +197,10 @@ pub(crate) fn scenarios() -> Vec<(&'static str, Play)> {
             stage.ready().await?;
             stage.delete_vm_with(PropagationPolicy::Orphan).await?;
             let waits = |vm: &Event| vm.finalizers == ["orphan"] && vm.state == "Terminating";
-            stage
-                .until(Kind::Vm, "a VM that waits for the garbage collector", waits)
-                .await?;
+            stage.until(Kind::Vm, "a VM that waits for the garbage collector", waits).await?;
             stage.disown_vmi().await?;
             stage.let_vm_go().await?;
-            stage
-                .until(Kind::Vm, "the VM to be gone", |vm| vm.sign == '-')
-                .await?;
+            stage.until(Kind::Vm, "the VM to be gone", |vm| vm.sign == '-').await?;
             stage.delete_vmi().await
         }),
     ]
@@ -295,7 +208,6 @@ pub(crate) fn scenarios() -> Vec<(&'static str, Play)> {
 
 fn never_schedules(why: &'static str) -> impl FnOnce(&mut serde_json::Value) {
     move |vm| {
-        vm["spec"]["template"]["metadata"]["annotations"] =
-            json!({ "guest.testbed/never-schedules": why });
+        vm["spec"]["template"]["metadata"]["annotations"] = json!({ "guest.testbed/never-schedules": why });
     }
 }

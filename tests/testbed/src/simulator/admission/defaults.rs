@@ -22,11 +22,7 @@ pub(super) fn firmware(spec: &mut Value) {
 
 /// The note on which PCI layout a new VM or VMI has.
 pub(super) fn pci_topology(metadata: &mut Value) {
-    set_if_absent(
-        &mut metadata["annotations"],
-        "kubevirt.io/pci-topology-version",
-        || json!("v3"),
-    );
+    set_if_absent(&mut metadata["annotations"], "kubevirt.io/pci-topology-version", || json!("v3"));
 }
 
 /// The two that a VM gets at each write.
@@ -55,16 +51,11 @@ pub(super) fn instance(spec: &mut Value) {
     set_if_absent(&mut domain["cpu"], "model", || json!("host-model"));
     let sockets = domain["cpu"]["sockets"].as_i64().unwrap_or(1);
     set_if_absent(&mut domain["cpu"], "maxSockets", || json!(sockets * 4));
-    if let Some(guest) =
-        milli(&domain["memory"]["guest"]).filter(|_| domain["memory"]["maxGuest"].is_null())
-    {
+    if let Some(guest) = milli(&domain["memory"]["guest"]).filter(|_| domain["memory"]["maxGuest"].is_null()) {
         // In bytes: a quantity that reads the same, if not the same way.
         domain["memory"]["maxGuest"] = json!((guest * 4 / 1000).to_string());
     }
-    if let Some(disks) = domain
-        .pointer_mut("/devices/disks")
-        .and_then(Value::as_array_mut)
-    {
+    if let Some(disks) = domain.pointer_mut("/devices/disks").and_then(Value::as_array_mut) {
         for disk in disks {
             for target in ["disk", "cdrom", "lun"] {
                 if disk[target].is_object() {
@@ -84,8 +75,7 @@ pub(super) fn initial_status(status: &mut Value, spec: &Value, now: Timestamp) {
         json!({ "sockets": cpu["sockets"], "cores": cpu["cores"], "threads": cpu["threads"] });
     let guest = &spec["domain"]["memory"]["guest"];
     if !guest.is_null() {
-        status["memory"] =
-            json!({ "guestAtBoot": guest, "guestCurrent": guest, "guestRequested": guest });
+        status["memory"] = json!({ "guestAtBoot": guest, "guestCurrent": guest, "guestRequested": guest });
     }
 }
 
@@ -96,10 +86,7 @@ fn guest_memory(spec: &mut Value) {
         &resources["limits"]["memory"],
         &spec["domain"]["memory"]["hugepages"]["pageSize"],
     ];
-    let first = known
-        .into_iter()
-        .find(|amount| milli(amount).unwrap_or(0) != 0)
-        .cloned();
+    let first = known.into_iter().find(|amount| milli(amount).unwrap_or(0) != 0).cloned();
     if let Some(amount) = first {
         set_if_absent(&mut spec["domain"]["memory"], "guest", || amount);
     }
@@ -107,17 +94,12 @@ fn guest_memory(spec: &mut Value) {
 
 fn cpu_topology(spec: &mut Value) {
     let cpu = &spec["domain"]["cpu"];
-    if ["cores", "sockets", "threads"]
-        .iter()
-        .any(|part| cpu[*part].as_i64().unwrap_or(0) != 0)
-    {
+    if ["cores", "sockets", "threads"].iter().any(|part| cpu[*part].as_i64().unwrap_or(0) != 0) {
         return;
     }
     let resources = &spec["domain"]["resources"];
     let whole = |amount: &Value| milli(amount).map(|milli| (milli + 999) / 1000);
-    let sockets = whole(&resources["limits"]["cpu"])
-        .or_else(|| whole(&resources["requests"]["cpu"]))
-        .unwrap_or(1);
+    let sockets = whole(&resources["limits"]["cpu"]).or_else(|| whole(&resources["requests"]["cpu"])).unwrap_or(1);
     let cpu = &mut spec["domain"]["cpu"];
     cpu["sockets"] = json!(i64::try_from(sockets).unwrap_or(1));
     cpu["cores"] = json!(1);
@@ -128,18 +110,11 @@ fn pull_policies(spec: &mut Value) {
     let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) else {
         return;
     };
-    for volume in volumes
-        .iter_mut()
-        .filter(|volume| volume["containerDisk"].is_object())
-    {
-        let image = volume["containerDisk"]["image"]
-            .as_str()
-            .unwrap_or_default();
+    for volume in volumes.iter_mut().filter(|volume| volume["containerDisk"].is_object()) {
+        let image = volume["containerDisk"]["image"].as_str().unwrap_or_default();
         let floats = image.ends_with(":latest") || !image.contains([':', '@']);
         let policy = if floats { "Always" } else { "IfNotPresent" };
-        set_if_absent(&mut volume["containerDisk"], "imagePullPolicy", || {
-            json!(policy)
-        });
+        set_if_absent(&mut volume["containerDisk"], "imagePullPolicy", || json!(policy));
     }
 }
 
@@ -147,10 +122,7 @@ fn pull_policies(spec: &mut Value) {
 fn network(spec: &mut Value) {
     let devices = &mut spec["domain"]["devices"];
     let none = |list: &Value| list.as_array().is_none_or(Vec::is_empty);
-    if devices["autoattachPodInterface"] == false
-        || !none(&devices["interfaces"])
-        || !none(&spec["networks"])
-    {
+    if devices["autoattachPodInterface"] == false || !none(&devices["interfaces"]) || !none(&spec["networks"]) {
         return;
     }
     spec["domain"]["devices"]["interfaces"] = json!([{ "name": "default", "bridge": {} }]);
@@ -160,26 +132,15 @@ fn network(spec: &mut Value) {
 fn disks_for_volumes(spec: &mut Value) {
     let devices = &spec["domain"]["devices"];
     let names = |list: &Value| -> Vec<Value> {
-        list.as_array()
-            .into_iter()
-            .flatten()
-            .map(|item| item["name"].clone())
-            .collect()
+        list.as_array().into_iter().flatten().map(|item| item["name"].clone()).collect()
     };
     let used: Vec<Value> = [names(&devices["disks"]), names(&devices["filesystems"])].concat();
-    let missing: Vec<Value> = names(&spec["volumes"])
-        .into_iter()
-        .filter(|name| !used.contains(name))
-        .collect();
+    let missing: Vec<Value> = names(&spec["volumes"]).into_iter().filter(|name| !used.contains(name)).collect();
     if missing.is_empty() {
         return;
     }
     let disks = &mut spec["domain"]["devices"]["disks"];
     let mut all = disks.as_array().cloned().unwrap_or_default();
-    all.extend(
-        missing
-            .into_iter()
-            .map(|name| json!({ "name": name, "disk": {} })),
-    );
+    all.extend(missing.into_iter().map(|name| json!({ "name": name, "disk": {} })));
     *disks = Value::Array(all);
 }

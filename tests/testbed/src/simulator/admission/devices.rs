@@ -61,12 +61,7 @@ pub(super) fn volumes(at: &str, spec: &Value, causes: &mut Causes) {
     ];
     for (index, volume) in list(&spec["volumes"]) {
         let at = format!("{at}[{index}]");
-        if sources
-            .iter()
-            .filter(|source| volume[**source].is_object())
-            .count()
-            != 1
-        {
+        if sources.iter().filter(|source| volume[**source].is_object()).count() != 1 {
             causes.invalid(&at, &format!("{at} must have exactly one source type set"));
         }
         if volume["downwardMetrics"].is_object() {
@@ -75,11 +70,8 @@ pub(super) fn volumes(at: &str, spec: &Value, causes: &mut Causes) {
         if volume["hostDisk"].is_object() {
             causes.invalid(&at, "HostDisk feature gate is not enabled");
         }
-        for (source, key) in [
-            ("configMap", "name"),
-            ("secret", "secretName"),
-            ("serviceAccount", "serviceAccountName"),
-        ] {
+        for (source, key) in [("configMap", "name"), ("secret", "secretName"), ("serviceAccount", "serviceAccountName")]
+        {
             if volume[source].is_object() && text(&volume[source][key]).is_none() {
                 let field = format!("{at}.{source}.{key}");
                 causes.invalid(&field, &format!("{field} is a required field"));
@@ -93,12 +85,7 @@ pub(super) fn cloud_init(at: &str, spec: &Value, causes: &mut Causes) {
     for (index, volume) in list(&spec["volumes"]) {
         for source in ["cloudInitNoCloud", "cloudInitConfigDrive"] {
             if volume[source].is_object() {
-                cloud_init_source(
-                    &format!("{at}.volumes[{index}].{source}"),
-                    source,
-                    &volume[source],
-                    causes,
-                );
+                cloud_init_source(&format!("{at}.volumes[{index}].{source}"), source, &volume[source], causes);
                 break;
             }
         }
@@ -110,12 +97,7 @@ fn cloud_init_source(at: &str, source: &str, data: &Value, causes: &mut Causes) 
     // KubeVirt's words differ by a blank between the two kinds.
     let kinds = [
         ("user", "secretRef", "UserDataSecretRef", "userdatasource"),
-        (
-            "network",
-            "networkDataSecretRef",
-            "NetworkDataSecretRef",
-            "networkdata source",
-        ),
+        ("network", "networkDataSecretRef", "NetworkDataSecretRef", "networkdata source"),
     ];
     for (kind, reference, advice, noun) in kinds {
         let (mut count, mut length) = (0, 0);
@@ -128,10 +110,7 @@ fn cloud_init_source(at: &str, source: &str, data: &Value, causes: &mut Causes) 
                 Ok(decoded) => length = decoded.0.len(),
                 Err(_) => {
                     let field = format!("{at}.{kind}DataBase64");
-                    causes.invalid(
-                        &field,
-                        &format!("{field}.{source}.{kind}DataBase64 is not a valid base64 value."),
-                    );
+                    causes.invalid(&field, &format!("{field}.{source}.{kind}DataBase64 is not a valid base64 value."));
                 }
             }
         }
@@ -143,18 +122,14 @@ fn cloud_init_source(at: &str, source: &str, data: &Value, causes: &mut Causes) 
             causes.invalid(at, &format!("{at} must have only one {noun} set."));
         }
         if length > CLOUD_INIT_LIMIT {
-            let words = format!(
-                "{at} {kind}data exceeds {CLOUD_INIT_LIMIT} byte limit. Should use {advice} for larger data."
-            );
+            let words =
+                format!("{at} {kind}data exceeds {CLOUD_INIT_LIMIT} byte limit. Should use {advice} for larger data.");
             causes.invalid(at, &words);
         }
         sources += count;
     }
     if sources == 0 {
-        causes.invalid(
-            at,
-            &format!("{at} must have at least one userdatasource or one networkdatasource set."),
-        );
+        causes.invalid(at, &format!("{at} must have at least one userdatasource or one networkdatasource set."));
     }
 }
 
@@ -162,8 +137,7 @@ fn cloud_init_source(at: &str, source: &str, data: &Value, causes: &mut Causes) 
 pub(super) fn volumes_have_disks(at: &str, spec: &Value, causes: &mut Causes) {
     let devices = &spec["domain"]["devices"];
     for (index, volume) in list(&spec["volumes"]) {
-        let used =
-            |kind: &str| list(&devices[kind]).any(|(_, device)| name(device) == name(volume));
+        let used = |kind: &str| list(&devices[kind]).any(|(_, device)| name(device) == name(volume));
         if volume["memoryDump"].is_null() && !used("disks") && !used("filesystems") {
             let field = format!("{at}.domain.volumes[{index}].name");
             causes.invalid(&field, &format!("{field} '{}' not found.", name(volume)));
@@ -178,10 +152,7 @@ pub(super) fn boot_order(at: &str, spec: &Value, causes: &mut Causes) {
     let mut place = |field: &str, order: &Value, causes: &mut Causes| {
         let Some(order) = order.as_i64() else { return };
         if taken.contains(&order) {
-            causes.invalid(
-                field,
-                &format!("Boot order for {field} already set for a different device."),
-            );
+            causes.invalid(field, &format!("Boot order for {field} already set for a different device."));
         }
         taken.push(order);
     };
@@ -189,10 +160,7 @@ pub(super) fn boot_order(at: &str, spec: &Value, causes: &mut Causes) {
         let at = format!("{at}.domain.devices.disks[{index}]");
         let has_volume = list(&spec["volumes"]).any(|(_, volume)| name(volume) == name(disk));
         if !has_volume && disk["cdrom"].is_null() {
-            causes.invalid(
-                &format!("{at}.name"),
-                &format!("{at}.Name '{}' not found.", name(disk)),
-            );
+            causes.invalid(&format!("{at}.name"), &format!("{at}.Name '{}' not found.", name(disk)));
         } else if !has_volume {
             let words = "DeclarativeHotplugVolumes feature gate not enabled, cannot define an empty CD-ROM disk";
             causes.invalid(&format!("{at}.name"), words);
@@ -201,29 +169,17 @@ pub(super) fn boot_order(at: &str, spec: &Value, causes: &mut Causes) {
             let field = format!("{at}.lun");
             causes.invalid(
                 &field,
-                &format!(
-                    "{field} can only be mapped to a DataVolume or PersistentVolumeClaim volume."
-                ),
+                &format!("{field} can only be mapped to a DataVolume or PersistentVolumeClaim volume."),
             );
         }
         place(&format!("{at}.bootOrder"), &disk["bootOrder"], causes);
     }
     for (index, interface) in list(&devices["interfaces"]) {
-        if interface["bootOrder"]
-            .as_i64()
-            .is_some_and(|order| order < 1)
-        {
+        if interface["bootOrder"].as_i64().is_some_and(|order| order < 1) {
             let at = format!("{at}[{index}]");
-            causes.invalid(
-                &format!("{at}.bootOrder"),
-                &format!("{at} must have a boot order > 0, if supplied"),
-            );
+            causes.invalid(&format!("{at}.bootOrder"), &format!("{at} must have a boot order > 0, if supplied"));
         } else {
-            place(
-                &format!("{at}.domain.devices.interfaces[{index}].bootOrder"),
-                &interface["bootOrder"],
-                causes,
-            );
+            place(&format!("{at}.domain.devices.interfaces[{index}].bootOrder"), &interface["bootOrder"], causes);
         }
     }
 }
@@ -233,16 +189,10 @@ pub(super) fn inputs(at: &str, spec: &Value, causes: &mut Causes) {
     for (index, input) in list(&spec["domain"]["devices"]["inputs"]) {
         let at = format!("{at}.domain.devices.inputs[{index}]");
         if text(&input["bus"]).is_some_and(|bus| !["virtio", "usb"].contains(&bus)) {
-            causes.invalid(
-                &format!("{at}.bus"),
-                "Input device can have only virtio or usb bus.",
-            );
+            causes.invalid(&format!("{at}.bus"), "Input device can have only virtio or usb bus.");
         }
         if input["type"] != "tablet" {
-            causes.invalid(
-                &format!("{at}.type"),
-                "Input device can have only tablet type.",
-            );
+            causes.invalid(&format!("{at}.type"), "Input device can have only tablet type.");
         }
     }
 }
@@ -255,40 +205,19 @@ pub(super) fn disks(at: &str, spec: &Value, causes: &mut Causes) {
     for (index, disk) in list(items) {
         let here = format!("{at}[{index}]");
         for (_, other) in twins.iter().filter(|(twin, _)| *twin == index) {
-            causes.invalid(
-                &format!("{here}.name"),
-                &format!("{here} and {at}[{other}] must not have the same Name."),
-            );
+            causes.invalid(&format!("{here}.name"), &format!("{here} and {at}[{other}] must not have the same Name."));
         }
-        if ["disk", "lun", "cdrom"]
-            .iter()
-            .filter(|target| disk[**target].is_object())
-            .count()
-            > 1
-        {
-            causes.invalid(
-                &here,
-                &format!("{here} can only have a single target type defined"),
-            );
+        if ["disk", "lun", "cdrom"].iter().filter(|target| disk[**target].is_object()).count() > 1 {
+            causes.invalid(&here, &format!("{here} can only have a single target type defined"));
         }
         if disk["bootOrder"].as_i64().is_some_and(|order| order < 1) {
-            causes.invalid(
-                &format!("{here}.bootOrder"),
-                &format!("{here} must have a boot order > 0, if supplied"),
-            );
+            causes.invalid(&format!("{here}.bootOrder"), &format!("{here} must have a boot order > 0, if supplied"));
         }
         disk_bus(&here, disk, causes);
-        if text(&disk["cache"])
-            .is_some_and(|cache| !["none", "writethrough", "writeback"].contains(&cache))
-        {
+        if text(&disk["cache"]).is_some_and(|cache| !["none", "writethrough", "writeback"].contains(&cache)) {
             let field = format!("{here}.cache");
-            causes.invalid(
-                &field,
-                &format!(
-                    "{field} has invalid value {}",
-                    disk["cache"].as_str().unwrap_or_default()
-                ),
-            );
+            causes
+                .invalid(&field, &format!("{field} has invalid value {}", disk["cache"].as_str().unwrap_or_default()));
         }
         // KubeVirt names this field with the path twice.
         for fault in dns_label_faults(name(disk)) {
@@ -298,10 +227,7 @@ pub(super) fn disks(at: &str, spec: &Value, causes: &mut Causes) {
 }
 
 fn disk_bus(here: &str, disk: &Value, causes: &mut Causes) {
-    let Some(target) = ["disk", "lun", "cdrom"]
-        .into_iter()
-        .find(|target| disk[*target].is_object())
-    else {
+    let Some(target) = ["disk", "lun", "cdrom"].into_iter().find(|target| disk[*target].is_object()) else {
         return;
     };
     let Some(bus) = text(&disk[target]["bus"]) else {
@@ -310,17 +236,14 @@ fn disk_bus(here: &str, disk: &Value, causes: &mut Causes) {
     let field = format!("{here}.{target}.bus");
     match bus {
         "ide" => causes.invalid(&field, "IDE bus is not supported"),
-        "virtio" if target == "cdrom" => {
-            causes.invalid(&field, "Bus type virtio is invalid for CD-ROM device")
-        }
+        "virtio" if target == "cdrom" => causes.invalid(&field, "Bus type virtio is invalid for CD-ROM device"),
         "sata" if target == "disk" && disk["disk"]["readonly"] == true => {
             causes.invalid(&field, "sata hard-disks do not support read-only.");
         }
         "virtio" | "sata" | "scsi" | "usb" => {}
         other => {
-            let words = format!(
-                "{here} is set with an unrecognized bus {other}, must be one of: [virtio scsi sata usb]"
-            );
+            let words =
+                format!("{here} is set with an unrecognized bus {other}, must be one of: [virtio scsi sata usb]");
             causes.invalid(&field, &words);
         }
     }
@@ -330,11 +253,7 @@ fn disk_bus(here: &str, disk: &Value, causes: &mut Causes) {
 pub(super) fn networks(at: &str, spec: &Value, causes: &mut Causes) {
     let (networks, interfaces) = (&spec["networks"], &spec["domain"]["devices"]["interfaces"]);
     let device = |index: usize| format!("{at}.domain.devices.interfaces[{index}]");
-    if list(networks)
-        .filter(|(_, network)| network["pod"].is_object())
-        .count()
-        > 1
-    {
+    if list(networks).filter(|(_, network)| network["pod"].is_object()).count() > 1 {
         let field = format!("{at}.interfaces");
         causes.add(
             "FieldValueDuplicate",
@@ -344,30 +263,17 @@ pub(super) fn networks(at: &str, spec: &Value, causes: &mut Causes) {
     }
     for (index, network) in list(networks) {
         let field = format!("{at}.networks[{index}]");
-        match ["pod", "multus", "resourceClaim"]
-            .iter()
-            .filter(|kind| network[**kind].is_object())
-            .count()
-        {
+        match ["pod", "multus", "resourceClaim"].iter().filter(|kind| network[**kind].is_object()).count() {
             0 => causes.add("FieldValueRequired", &field, "should have a network type"),
             1 => {}
-            _ => causes.add(
-                "FieldValueRequired",
-                &field,
-                "should have only one network type",
-            ),
+            _ => causes.add("FieldValueRequired", &field, "should have only one network type"),
         }
     }
-    let network_of = |interface: &Value| {
-        list(networks)
-            .map(|(_, network)| network)
-            .find(|network| name(network) == name(interface))
-    };
+    let network_of =
+        |interface: &Value| list(networks).map(|(_, network)| network).find(|network| name(network) == name(interface));
     for (index, interface) in list(interfaces) {
         let methods = ["bridge", "masquerade", "sriov", "passtBinding"];
-        if interface["binding"].is_object()
-            && methods.iter().any(|method| interface[*method].is_object())
-        {
+        if interface["binding"].is_object() && methods.iter().any(|method| interface[*method].is_object()) {
             let words = format!(
                 "logical {} interface cannot have both binding plugin and interface binding method",
                 name(interface)
@@ -377,56 +283,34 @@ pub(super) fn networks(at: &str, spec: &Value, causes: &mut Causes) {
         if interface["masquerade"].is_object()
             && !network_of(interface).is_some_and(|network| network["pod"].is_object())
         {
-            causes.invalid(
-                &format!("{}.name", device(index)),
-                "Masquerade interface only implemented with pod network",
-            );
+            causes
+                .invalid(&format!("{}.name", device(index)), "Masquerade interface only implemented with pod network");
         }
     }
     for (index, _) in twins(networks) {
         let twin = name(&networks[index]);
-        let words = format!(
-            "Network with name {twin:?} already exists, every network must have a unique name"
-        );
-        causes.add(
-            "FieldValueDuplicate",
-            &format!("{at}.networks[{index}].name"),
-            &words,
-        );
+        let words = format!("Network with name {twin:?} already exists, every network must have a unique name");
+        causes.add("FieldValueDuplicate", &format!("{at}.networks[{index}].name"), &words);
     }
     for (index, network) in list(networks) {
         if !list(interfaces).any(|(_, interface)| name(interface) == name(network)) {
             let field = format!("{at}.networks[{index}].name");
-            causes.add(
-                "FieldValueRequired",
-                &field,
-                &format!("{field} '{}' not found.", name(network)),
-            );
+            causes.add("FieldValueRequired", &field, &format!("{field} '{}' not found.", name(network)));
         }
     }
     for (index, _) in twins(interfaces) {
         let words = "Only one interface can be connected to one specific network";
-        causes.add(
-            "FieldValueDuplicate",
-            &format!("{}.name", device(index)),
-            words,
-        );
+        causes.add("FieldValueDuplicate", &format!("{}.name", device(index)), words);
     }
     for (index, interface) in list(interfaces) {
         let field = format!("{}.name", device(index));
         if network_of(interface).is_none() {
             causes.invalid(&field, &format!("{field} '{}' not found.", name(interface)));
         }
-        let known = [
-            "e1000", "e1000e", "igb", "ne2k_pci", "pcnet", "rtl8139", "virtio",
-        ];
+        let known = ["e1000", "e1000e", "igb", "ne2k_pci", "pcnet", "rtl8139", "virtio"];
         if let Some(model) = text(&interface["model"]).filter(|model| !known.contains(model)) {
             let words = format!("interface {field} uses model {model} that is not supported.");
-            causes.add(
-                "FieldValueNotSupported",
-                &format!("{}.model", device(index)),
-                &words,
-            );
+            causes.add("FieldValueNotSupported", &format!("{}.model", device(index)), &words);
         }
     }
 }
@@ -434,26 +318,14 @@ pub(super) fn networks(at: &str, spec: &Value, causes: &mut Causes) {
 /// Only of a VM's creation: bindings that KubeVirt no longer has.
 pub(super) fn discontinued_bindings(at: &str, spec: &Value, causes: &mut Causes) {
     let gone = [
-        (
-            "slirp",
-            "Slirp interface support has been discontinued since v1.3",
-        ),
-        (
-            "passt",
-            "Passt network binding has been discontinued since v1.3",
-        ),
-        (
-            "macvtap",
-            "Macvtap network binding has been discontinued since v1.3",
-        ),
+        ("slirp", "Slirp interface support has been discontinued since v1.3"),
+        ("passt", "Passt network binding has been discontinued since v1.3"),
+        ("macvtap", "Macvtap network binding has been discontinued since v1.3"),
     ];
     for (index, interface) in list(&spec["domain"]["devices"]["interfaces"]) {
         for (binding, words) in gone {
             if interface[binding].is_object() {
-                causes.invalid(
-                    &format!("{at}.domain.devices.interfaces[{index}].{binding}"),
-                    words,
-                );
+                causes.invalid(&format!("{at}.domain.devices.interfaces[{index}].{binding}"), words);
             }
         }
     }

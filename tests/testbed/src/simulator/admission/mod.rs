@@ -11,9 +11,7 @@ use axum::routing::post;
 use axum_server::tls_rustls::RustlsConfig;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::{
-    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
-};
+use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
 use rcgen::CertifiedKey;
@@ -37,8 +35,7 @@ const HEEDED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Serves the webhooks, registers them, and returns once the API server obeys them. The server ends with the set.
 pub(super) async fn start(client: &Client, tasks: &mut JoinSet<()>) -> Result<()> {
-    let CertifiedKey { cert, signing_key } =
-        rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
+    let CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
     let key = PrivateKeyDer::try_from(signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ServerConfig::builder_with_provider(provider)
@@ -64,16 +61,15 @@ async fn answer(Path(hook): Path<String>, Json(review): Json<Value>) -> Json<Val
     let request = &review["request"];
     let mut response = review::answer(&hook, request, Timestamp::now());
     response["uid"] = request["uid"].clone();
-    Json(
-        json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response }),
-    )
+    Json(json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response }))
 }
 
 async fn register(client: &Client, url: &str, certificate: String) -> Result<()> {
     let authority = ByteString(certificate.into_bytes());
     // KubeVirt's own writes need no asking after creation: its webhooks let all of them through, and a thousand VMs
     // write much.
-    let strangers = "request.operation == 'CREATE' || !request.userInfo.username.startsWith('system:serviceaccount:kubevirt:')";
+    let strangers =
+        "request.operation == 'CREATE' || !request.userInfo.username.startsWith('system:serviceaccount:kubevirt:')";
     let hook = |name: &str, path: &str, resource: &str, operations: &[&str]| {
         json!({
             "name": format!("{name}.kubevirt.io"),
@@ -108,23 +104,16 @@ async fn register(client: &Client, url: &str, certificate: String) -> Result<()>
     });
     let apply = PatchParams::apply("testbed-simulator").force();
     let mutators = Api::<MutatingWebhookConfiguration>::all(client.clone());
-    mutators
-        .patch("virt-api-mutator", &apply, &Patch::Apply(mutating))
-        .await?;
+    mutators.patch("virt-api-mutator", &apply, &Patch::Apply(mutating)).await?;
     let validators = Api::<ValidatingWebhookConfiguration>::all(client.clone());
-    validators
-        .patch("virt-api-validator", &apply, &Patch::Apply(validating))
-        .await?;
+    validators.patch("virt-api-validator", &apply, &Patch::Apply(validating)).await?;
     Ok(())
 }
 
 /// Waits until dry runs show that both sets of webhooks are asked: the one writes defaults, the other refuses.
 async fn heeded(client: &Client) -> Result<()> {
     let api = vms(client, "default");
-    let dry_run = PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    };
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
     let probe = |strategy: &str| -> Result<DynamicObject> {
         Ok(serde_json::from_value(json!({
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine",
@@ -137,9 +126,7 @@ async fn heeded(client: &Client) -> Result<()> {
     let asked = async {
         loop {
             let defaulted = match api.create(&dry_run, &good).await {
-                Ok(vm) => {
-                    vm.data["spec"]["template"]["spec"]["domain"]["firmware"]["uuid"].is_string()
-                }
+                Ok(vm) => vm.data["spec"]["template"]["spec"]["domain"]["firmware"]["uuid"].is_string(),
                 Err(error) => {
                     last = error.to_string();
                     false

@@ -41,9 +41,7 @@ pub(super) fn answer(hook: &str, request: &Value, now: Timestamp) -> Value {
         MUTATE_VM => mutate_vm(new, creating),
         MUTATE_VMI if creating => create_vmi(new, now),
         // Others' status writes are undone in silence: the answer is a success, the object is as it was.
-        MUTATE_VMI if !by_kubevirt && new["status"] != old["status"] => {
-            patch(&[("/status", &old["status"])])
-        }
+        MUTATE_VMI if !by_kubevirt && new["status"] != old["status"] => patch(&[("/status", &old["status"])]),
         MUTATE_VMI => allowed(),
         VALIDATE_VM => validate_vm(new, old, by_kubevirt),
         VALIDATE_VMI_CREATE => validate_vmi(new, by_kubevirt),
@@ -55,13 +53,8 @@ pub(super) fn answer(hook: &str, request: &Value, now: Timestamp) -> Value {
 fn mutate_vm(vm: &Value, creating: bool) -> Value {
     let mut spec = vm["spec"].clone();
     // The one part of a VM whose types the API server does not check.
-    if let Err(error) =
-        serde_json::from_value::<Option<ObjectMeta>>(spec["template"]["metadata"].clone())
-    {
-        return refused_with(
-            400,
-            &format!("json: cannot unmarshal template.metadata: {error}"),
-        );
+    if let Err(error) = serde_json::from_value::<Option<ObjectMeta>>(spec["template"]["metadata"].clone()) {
+        return refused_with(400, &format!("json: cannot unmarshal template.metadata: {error}"));
     }
     if creating {
         defaults::firmware(&mut spec["template"]["spec"]);
@@ -73,11 +66,7 @@ fn mutate_vm(vm: &Value, creating: bool) -> Value {
 
 fn create_vmi(vmi: &Value, now: Timestamp) -> Value {
     let (mut spec, mut metadata) = (vmi["spec"].clone(), vmi["metadata"].clone());
-    let mut status = if vmi["status"].is_object() {
-        vmi["status"].clone()
-    } else {
-        json!({})
-    };
+    let mut status = if vmi["status"].is_object() { vmi["status"].clone() } else { json!({}) };
     defaults::instance(&mut spec);
     defaults::initial_status(&mut status, &spec, now);
     defaults::pci_topology(&mut metadata);
@@ -86,11 +75,7 @@ fn create_vmi(vmi: &Value, now: Timestamp) -> Value {
         None => metadata["finalizers"] = json!([FOREGROUND_FINALIZER]),
     }
     // `add` also replaces, and needs nothing to be there.
-    patch(&[
-        ("/spec", &spec),
-        ("/metadata", &metadata),
-        ("/status", &status),
-    ])
+    patch(&[("/spec", &spec), ("/metadata", &metadata), ("/status", &status)])
 }
 
 fn validate_vm(vm: &Value, old: &Value, by_kubevirt: bool) -> Value {
@@ -102,12 +87,7 @@ fn validate_vm(vm: &Value, old: &Value, by_kubevirt: bool) -> Value {
 
     devices::discontinued_bindings("spec", &spec, &mut causes);
     if causes.is_empty() {
-        reserved_labels(
-            "spec.template.metadata",
-            &template["metadata"],
-            by_kubevirt,
-            &mut causes,
-        );
+        reserved_labels("spec.template.metadata", &template["metadata"], by_kubevirt, &mut causes);
         rules::check("spec.template.spec", &spec, &mut causes);
         rules::run_strategy(&vm["spec"], &mut causes);
     }
@@ -121,8 +101,7 @@ fn validate_vm(vm: &Value, old: &Value, by_kubevirt: bool) -> Value {
     }
     let mut response = allowed();
     if vm["spec"]["running"].is_boolean() {
-        response["warnings"] =
-            json!(["spec.running is deprecated, please use spec.runStrategy instead."]);
+        response["warnings"] = json!(["spec.running is deprecated, please use spec.runStrategy instead."]);
     }
     response
 }
@@ -138,47 +117,29 @@ fn validate_vmi(vmi: &Value, by_kubevirt: bool) -> Value {
         rules::not_played(&json!({}), &vmi["spec"], &mut causes);
         understands_script("metadata", &vmi["metadata"], &mut causes);
     }
-    if causes.is_empty() {
-        allowed()
-    } else {
-        refused(&causes)
-    }
+    if causes.is_empty() { allowed() } else { refused(&causes) }
 }
 
 fn validate_vmi_update(new: &Value, old: &Value, by_kubevirt: bool) -> Value {
     let mut causes = Causes::default();
-    let reserved =
-        |vmi: &Value| RESERVED_LABELS.map(|label| vmi["metadata"]["labels"][label].clone());
+    let reserved = |vmi: &Value| RESERVED_LABELS.map(|label| vmi["metadata"]["labels"][label].clone());
     if by_kubevirt {
         return allowed();
     }
     if new["spec"] != old["spec"] {
-        causes.add(
-            "FieldValueNotSupported",
-            "",
-            "update of VMI object is restricted",
-        );
+        causes.add("FieldValueNotSupported", "", "update of VMI object is restricted");
     } else if reserved(new) != reserved(old) {
         let words = "modification of the following reserved kubevirt.io/ labels on a VMI object is prohibited";
         causes.add("FieldValueNotSupported", "", words);
     } else {
         understands_script("metadata", &new["metadata"], &mut causes);
     }
-    if causes.is_empty() {
-        allowed()
-    } else {
-        refused(&causes)
-    }
+    if causes.is_empty() { allowed() } else { refused(&causes) }
 }
 
 fn reserved_labels(at: &str, metadata: &Value, by_kubevirt: bool, causes: &mut Causes) {
-    if !by_kubevirt
-        && RESERVED_LABELS
-            .iter()
-            .any(|label| metadata["labels"][label].is_string())
-    {
-        let words =
-            "creation of the following reserved kubevirt.io/ labels on a VMI object is prohibited";
+    if !by_kubevirt && RESERVED_LABELS.iter().any(|label| metadata["labels"][label].is_string()) {
+        let words = "creation of the following reserved kubevirt.io/ labels on a VMI object is prohibited";
         causes.add("FieldValueNotSupported", &format!("{at}.labels"), words);
     }
 }
@@ -190,11 +151,7 @@ fn understands_script(at: &str, metadata: &Value, causes: &mut Causes) {
         return;
     };
     if let Err(error) = node::check_script(&carrier) {
-        causes.add(
-            "FieldValueInvalid",
-            &format!("{at}.annotations"),
-            &format!("{error:#}"),
-        );
+        causes.add("FieldValueInvalid", &format!("{at}.annotations"), &format!("{error:#}"));
     }
 }
 
@@ -216,10 +173,7 @@ fn patch(parts: &[(&str, &Value)]) -> Value {
 fn refused(causes: &Causes) -> Value {
     const TOLD: usize = 10;
     let told: Vec<&Value> = causes.iter().take(TOLD).collect();
-    let words: Vec<&str> = told
-        .iter()
-        .filter_map(|cause| cause["message"].as_str())
-        .collect();
+    let words: Vec<&str> = told.iter().filter_map(|cause| cause["message"].as_str()).collect();
     let mut message = words.join(", ");
     if causes.len() > TOLD {
         message += &format!(", and {} more validation errors", causes.len() - TOLD);

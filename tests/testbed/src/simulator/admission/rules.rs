@@ -108,10 +108,7 @@ fn host_name(at: &str, spec: &Value, causes: &mut Causes) {
         let field = format!("{at}.hostname");
         causes.invalid(
             &field,
-            &format!(
-                "{field} does not conform to the kubernetes DNS_LABEL rules : {}",
-                faults.join(", ")
-            ),
+            &format!("{field} does not conform to the kubernetes DNS_LABEL rules : {}", faults.join(", ")),
         );
     }
 }
@@ -127,10 +124,7 @@ fn subdomain(at: &str, spec: &Value, causes: &mut Causes) {
     let rule = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start \
                 and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
                 '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-    causes.invalid(
-        &field,
-        &format!("{field} does not conform to the kubernetes DNS_SUBDOMAIN rules : {rule}"),
-    );
+    causes.invalid(&field, &format!("{field} does not conform to the kubernetes DNS_SUBDOMAIN rules : {rule}"));
 }
 
 fn memory_request(at: &str, spec: &Value, causes: &mut Causes) {
@@ -138,22 +132,10 @@ fn memory_request(at: &str, spec: &Value, causes: &mut Causes) {
     let field = format!("{at}.domain.resources.requests.memory");
     match milli(request) {
         Some(amount) if amount < 0 => {
-            causes.invalid(
-                &field,
-                &format!(
-                    "{field} '{}': must be greater than or equal to 0.",
-                    written(request)
-                ),
-            );
+            causes.invalid(&field, &format!("{field} '{}': must be greater than or equal to 0.", written(request)));
         }
         Some(amount) if amount > 0 && amount < 1_000_000_000 => {
-            causes.invalid(
-                &field,
-                &format!(
-                    "{field} '{}': must be greater than or equal to 1M.",
-                    written(request)
-                ),
-            );
+            causes.invalid(&field, &format!("{field} '{}': must be greater than or equal to 1M.", written(request)));
         }
         _ => {}
     }
@@ -161,42 +143,23 @@ fn memory_request(at: &str, spec: &Value, causes: &mut Causes) {
 
 fn memory_limit(at: &str, spec: &Value, causes: &mut Causes) {
     let resources = &spec["domain"]["resources"];
-    let (request, limit) = (
-        &resources["requests"]["memory"],
-        &resources["limits"]["memory"],
-    );
-    let (request_field, limit_field) = (
-        format!("{at}.domain.resources.requests.memory"),
-        format!("{at}.domain.resources.limits.memory"),
-    );
+    let (request, limit) = (&resources["requests"]["memory"], &resources["limits"]["memory"]);
+    let (request_field, limit_field) =
+        (format!("{at}.domain.resources.requests.memory"), format!("{at}.domain.resources.limits.memory"));
     let most = milli(limit).unwrap_or(0);
     if most < 0 {
-        causes.invalid(
-            &limit_field,
-            &format!(
-                "{limit_field} '{}': must be greater than or equal to 0.",
-                written(limit)
-            ),
-        );
+        causes
+            .invalid(&limit_field, &format!("{limit_field} '{}': must be greater than or equal to 0.", written(limit)));
     }
     exceeds(request, limit, &request_field, &limit_field, causes);
 }
 
 /// A request above a limit that is set.
-fn exceeds(
-    request: &Value,
-    limit: &Value,
-    request_field: &str,
-    limit_field: &str,
-    causes: &mut Causes,
-) {
+fn exceeds(request: &Value, limit: &Value, request_field: &str, limit_field: &str, causes: &mut Causes) {
     let (asked, most) = (milli(request).unwrap_or(0), milli(limit).unwrap_or(0));
     if most > 0 && asked > most {
         let (asked, most) = (written(request), written(limit));
-        causes.invalid(
-            request_field,
-            &format!("{request_field} '{asked}' is greater than {limit_field} '{most}'"),
-        );
+        causes.invalid(request_field, &format!("{request_field} '{asked}' is greater than {limit_field} '{most}'"));
     }
 }
 
@@ -215,27 +178,15 @@ fn hugepages(at: &str, spec: &Value, causes: &mut Causes) {
     };
     let resources = &spec["domain"]["resources"];
     let request = &resources["requests"]["memory"];
-    let amounts = [
-        request,
-        &spec["domain"]["memory"]["guest"],
-        &resources["limits"]["memory"],
-    ];
-    let memory = amounts
-        .into_iter()
-        .filter_map(milli)
-        .find(|amount| *amount != 0)
-        .unwrap_or(0);
+    let amounts = [request, &spec["domain"]["memory"]["guest"], &resources["limits"]["memory"]];
+    let memory = amounts.into_iter().filter_map(milli).find(|amount| *amount != 0).unwrap_or(0);
     let field = format!("{at}.domain.resources.requests.memory");
     let asked = written(request);
     if memory != 0 && memory < size {
-        let words = format!(
-            "{field} '{asked}' must be equal to or larger than page size {size_field} '{size_text}'"
-        );
+        let words = format!("{field} '{asked}' must be equal to or larger than page size {size_field} '{size_text}'");
         causes.invalid(&field, &words);
     } else if memory % size != 0 {
-        let words = format!(
-            "{field} '{asked}' is not a multiple of the page size {size_field} '{size_text}'"
-        );
+        let words = format!("{field} '{asked}' is not a multiple of the page size {size_field} '{size_text}'");
         causes.invalid(&field, &words);
     }
 }
@@ -246,10 +197,7 @@ fn machine_type(at: &str, spec: &Value, causes: &mut Causes) {
     };
     if !machine.starts_with("q35") && !machine.starts_with("pc-q35") {
         let field = format!("{at}.domain.machine.type");
-        causes.invalid(
-            &field,
-            &format!("{field} is not supported: {machine} (allowed values: [q35* pc-q35*])"),
-        );
+        causes.invalid(&field, &format!("{field} is not supported: {machine} (allowed values: [q35* pc-q35*])"));
     }
 }
 
@@ -258,30 +206,15 @@ fn cpu_not_negative(at: &str, spec: &Value, causes: &mut Causes) {
         let amount = &spec["domain"]["resources"][part]["cpu"];
         if milli(amount).unwrap_or(0) < 0 {
             let field = format!("{at}.domain.resources.{part}.cpu");
-            causes.invalid(
-                &field,
-                &format!(
-                    "{field} '{}': must be greater than or equal to 0.",
-                    written(amount)
-                ),
-            );
+            causes.invalid(&field, &format!("{field} '{}': must be greater than or equal to 0.", written(amount)));
         }
     }
 }
 
 fn cpu_request_within_limit(at: &str, spec: &Value, causes: &mut Causes) {
     let resources = &spec["domain"]["resources"];
-    let fields = (
-        format!("{at}.domain.resources.requests.cpu"),
-        format!("{at}.domain.resources.limits.cpu"),
-    );
-    exceeds(
-        &resources["requests"]["cpu"],
-        &resources["limits"]["cpu"],
-        &fields.0,
-        &fields.1,
-        causes,
-    );
+    let fields = (format!("{at}.domain.resources.requests.cpu"), format!("{at}.domain.resources.limits.cpu"));
+    exceeds(&resources["requests"]["cpu"], &resources["limits"]["cpu"], &fields.0, &fields.1, causes);
 }
 
 fn start_strategy(at: &str, spec: &Value, causes: &mut Causes) {
@@ -304,9 +237,8 @@ fn secure_boot(at: &str, spec: &Value, causes: &mut Causes) {
     let smm_on = smm.is_object() && smm["enabled"] != false;
     if efi.is_object() && efi["secureBoot"] != false && !smm_on {
         let field = format!("{at}.domain");
-        let words = format!(
-            "{field} has EFI SecureBoot enabled. SecureBoot requires SMM, which is currently disabled."
-        );
+        let words =
+            format!("{field} has EFI SecureBoot enabled. SecureBoot requires SMM, which is currently disabled.");
         causes.invalid(&field, &words);
     }
 }
@@ -314,34 +246,22 @@ fn secure_boot(at: &str, spec: &Value, causes: &mut Causes) {
 fn dns_policy(at: &str, spec: &Value, causes: &mut Causes) {
     let known = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     if let Some(policy) = text(&spec["dnsPolicy"]).filter(|policy| !known.contains(policy)) {
-        let words = format!(
-            "DNSPolicy: {policy} is not supported, valid values: [{} ]",
-            known.join(" ")
-        );
+        let words = format!("DNSPolicy: {policy} is not supported, valid values: [{} ]", known.join(" "));
         causes.add("FieldValueNotSupported", &format!("{at}.dnsPolicy"), &words);
     }
 }
 
 fn eviction_strategy(at: &str, spec: &Value, causes: &mut Causes) {
     let known = ["LiveMigrate", "LiveMigrateIfPossible", "None", "External"];
-    if let Some(strategy) = spec["evictionStrategy"]
-        .as_str()
-        .filter(|strategy| !known.contains(strategy))
-    {
+    if let Some(strategy) = spec["evictionStrategy"].as_str().filter(|strategy| !known.contains(strategy)) {
         let field = format!("{at}.evictionStrategy");
-        causes.invalid(
-            &field,
-            &format!("{field} is set with an unrecognized option: {strategy}"),
-        );
+        causes.invalid(&field, &format!("{field} is set with an unrecognized option: {strategy}"));
     }
 }
 
 fn sockets_within_maximum(at: &str, spec: &Value, causes: &mut Causes) {
     let cpu = &spec["domain"]["cpu"];
-    let (sockets, most) = (
-        cpu["sockets"].as_i64().unwrap_or(0),
-        cpu["maxSockets"].as_i64().unwrap_or(0),
-    );
+    let (sockets, most) = (cpu["sockets"].as_i64().unwrap_or(0), cpu["maxSockets"].as_i64().unwrap_or(0));
     if most != 0 && sockets > most {
         let words = "Number of sockets in CPU topology is greater than the maximum sockets allowed";
         causes.invalid(&format!("{at}.domain.cpu.sockets"), words);
@@ -358,19 +278,9 @@ pub(super) fn run_strategy(spec: &Value, causes: &mut Causes) {
     if running.is_null() && strategy.is_none() {
         causes.invalid("spec.running", "RunStrategy must be specified");
     }
-    let known = [
-        "Halted",
-        "Manual",
-        "Always",
-        "RerunOnFailure",
-        "Once",
-        "WaitAsReceiver",
-    ];
+    let known = ["Halted", "Manual", "Always", "RerunOnFailure", "Once", "WaitAsReceiver"];
     if let Some(strategy) = strategy.filter(|strategy| !known.contains(strategy)) {
-        causes.invalid(
-            "spec.runStrategy",
-            &format!("Invalid RunStrategy ({strategy})"),
-        );
+        causes.invalid("spec.runStrategy", &format!("Invalid RunStrategy ({strategy})"));
     }
 }
 
@@ -392,22 +302,14 @@ pub(super) fn architecture(at: &str, spec: &Value, causes: &mut Causes) {
     let known = ["amd64", "arm64", "s390x"];
     let named = spec["architecture"].as_str().unwrap_or_default();
     if !known.contains(&named) {
-        causes.invalid(
-            &format!("{at}.architecture"),
-            &format!("unsupported architecture: {named}"),
-        );
+        causes.invalid(&format!("{at}.architecture"), &format!("unsupported architecture: {named}"));
     }
 }
 
 /// What KubeVirt can and the simulator cannot. The list is in the documentation of [`crate::simulator`].
 pub(super) fn not_played(vm_spec: &Value, spec: &Value, causes: &mut Causes) {
-    let mut refuse = |what: &str| {
-        causes.add(
-            "FieldValueNotSupported",
-            "",
-            &format!("the simulator does not play {what}"),
-        )
-    };
+    let mut refuse =
+        |what: &str| causes.add("FieldValueNotSupported", "", &format!("the simulator does not play {what}"));
     let used = |value: &Value| !value.is_null() && *value != json!([]) && *value != json!({});
     for field in ["dataVolumeTemplates", "instancetype", "preference"] {
         if used(&vm_spec[field]) {
@@ -418,12 +320,7 @@ pub(super) fn not_played(vm_spec: &Value, spec: &Value, causes: &mut Causes) {
         refuse("runStrategy WaitAsReceiver");
     }
     for volume in spec["volumes"].as_array().into_iter().flatten() {
-        for source in [
-            "persistentVolumeClaim",
-            "dataVolume",
-            "ephemeral",
-            "memoryDump",
-        ] {
+        for source in ["persistentVolumeClaim", "dataVolume", "ephemeral", "memoryDump"] {
             if used(&volume[source]) {
                 refuse(&format!("volumes of type {source}"));
             }
@@ -453,10 +350,7 @@ pub(super) fn not_played(vm_spec: &Value, spec: &Value, causes: &mut Causes) {
 
 /// Edits that would not reach a VMI that runs: KubeVirt notes `RestartRequired` or updates it live.
 pub(super) fn not_played_on_update(vm: &Value, old: &Value, causes: &mut Causes) {
-    let (new_spec, old_spec) = (
-        &vm["spec"]["template"]["spec"],
-        &old["spec"]["template"]["spec"],
-    );
+    let (new_spec, old_spec) = (&vm["spec"]["template"]["spec"], &old["spec"]["template"]["spec"]);
     if old.is_object() && new_spec != old_spec && old["status"]["created"] == true {
         causes.add(
             "FieldValueNotSupported",
