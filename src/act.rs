@@ -8,7 +8,8 @@ use crate::cluster::{Created, Error};
 use crate::model::{Seen, Vm, Vmi};
 use crate::names::{ANNOTATION_DATABASE, Key, Owner};
 use crate::operator::Operator;
-use crate::plan::Action;
+use crate::plan::{Action, CreateFailure};
+use crate::telemetry::chain;
 
 /// What became of an action.
 #[derive(Debug)]
@@ -40,24 +41,35 @@ impl Operator {
             }
             Action::WriteCrStatus { uid, status } => {
                 self.cluster.write_cr_status(key, &uid, &status).await?;
-                info!(desktop = %key, phase = ?status.phase, reason = status.reason, "wrote the CR's status");
+                let phase = status.phase.map(|phase| format!("{phase:?}"));
+                info!(desktop = %key, phase, reason = status.reason, "wrote the CR's status");
             }
             Action::DeleteCr { uid } => {
                 self.cluster.delete_cr(key, &uid).await?;
                 info!(desktop = %key, "deleted the CR");
             }
             Action::CreateVm { owner, manifests } => {
-                let annotations = match owner {
+                let annotations = match &owner {
                     Owner::Row(_) => self.row_annotations(),
                     Owner::Hand(_) => BTreeMap::new(),
                 };
-                match self.cluster.create_vm(key, &manifests, &annotations).await? {
-                    Created::There => info!(desktop = %key, "made the VM"),
-                    Created::Refused(words) => {
-                        info!(desktop = %key, words, "the API server refused the VM");
-                        self.remember_refusal(key, words);
+                let made = self.cluster.create_vm(key, &manifests, &annotations).await;
+                let failure = match &made {
+                    Ok(Created::There) => None,
+                    Ok(Created::Refused(words)) => Some((words.clone(), true)),
+                    Err(error) => Some((chain(error).to_string(), false)),
+                };
+                match failure {
+                    None => {
+                        info!(desktop = %key, "made the VM");
+                        self.failures().remove(key);
+                    }
+                    Some((words, for_good)) => {
+                        info!(desktop = %key, words, for_good, "the VM could not be made");
+                        self.failures().insert(key.clone(), CreateFailure { owner, words, for_good });
                     }
                 }
+                made?;
             }
             Action::DeleteVm { uid } => {
                 self.cluster.delete_vm(key, &uid).await?;
@@ -67,7 +79,7 @@ impl Operator {
                 self.cluster.delete_vmi(key, &uid).await?;
                 info!(desktop = %key, "deleted a VMI that its VM left behind");
             }
-            Action::DeleteSecret { owner } => self.cluster.delete_secret(key, &owner).await?,
+            Action::DeleteSecrets { selector } => self.cluster.delete_secrets(key, &selector).await?,
             Action::LookLive => {
                 return Ok(Acted::Looked(Box::new(self.cluster.look_live(key).await?)));
             }
@@ -80,6 +92,7 @@ impl Operator {
                 return Ok(Acted::Told);
             }
             Action::Forget => {
+                self.failures().remove(key);
                 if let Some(id) = key.row_id() {
                     self.store.forget(id);
                 }

@@ -2,10 +2,11 @@
 
 #![expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
@@ -46,21 +47,22 @@ enum Command {
 /// # Errors
 ///
 /// If the command failed. The error says what to do.
-pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> anyhow::Result<()> {
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     let arguments = Arguments::parse_from(arguments);
-    match dotenvy::dotenv() {
-        Err(error) if !error.not_found() => return Err(error).context("read .env"),
-        _ => (),
-    }
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime");
     match arguments.command {
         Command::Run => {
-            let (config, warnings) = Config::read(std::env::vars())?;
+            read_dotenv()?;
+            // A variable that is not text is none of ours.
+            let text =
+                |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+            let (config, warnings) = Config::read(std::env::vars_os().filter_map(text))?;
             telemetry::start(&config.logging.filter, config.logging.format)?;
             warnings.iter().for_each(|warning| warn!("{warning}"));
             runtime()?.block_on(async { operator::run(config, told_to_stop()?).await })
         }
         Command::Migrate { daemon_password_file } => {
+            read_dotenv()?;
             let password = daemon_password_file
                 .map(|file| {
                     fs::read_to_string(&file).with_context(|| format!("read the password in {}", file.display()))
@@ -72,6 +74,17 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> anyhow::
             print!("{}", serde_saphyr::to_string(&crd::definition())?);
             Ok(())
         }
+    }
+}
+
+/// Reads `.env` of the current folder, if there is one.
+fn read_dotenv() -> anyhow::Result<()> {
+    match dotenvy::dotenv() {
+        Ok(_) => Ok(()),
+        Err(error) if error.not_found() => Ok(()),
+        // The line itself may hold a password.
+        Err(dotenvy::Error::LineParse(_, column)) => bail!("read .env: a line cannot be read, at its column {column}"),
+        Err(error) => Err(error).context("read .env"),
     }
 }
 

@@ -58,29 +58,40 @@ pub struct CyberdeskSpec {
 #[serde(rename_all = "camelCase", default)]
 pub struct CyberdeskStatus {
     /// Where the desktop is in its life.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
     /// Why it is in this phase: one stable word.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The same for people; KubeVirt's own words where it has some.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// `Ready`: the desktop can be used. `Ended`: it is over, and nothing of it is left.
     #[schemars(schema_with = "conditions")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub conditions: Option<Vec<Condition>>,
     /// The generation of the spec that this status speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// The virtual machine made for it. Once this is set, a vanished VM is never made again.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub virtual_machine_ref: Option<VirtualMachineRef>,
     /// When it was first ready.
     #[schemars(with = "Option<Time>")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Timestamp>,
     /// When its deadline is.
     #[schemars(with = "Option<Time>")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub expiry_time: Option<Timestamp>,
     /// The node that it runs on. A live migration changes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// The address of its first interface that has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ip: Option<String>,
     /// How and why it ends, written before its VM is deleted: what was decided survives the operator.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub end: Option<End>,
 }
 
@@ -118,7 +129,7 @@ pub struct End {
     /// Why: one stable word.
     pub reason: String,
     /// The same for people.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// When it was decided.
     #[schemars(with = "Time")]

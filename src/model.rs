@@ -115,8 +115,12 @@ pub struct Cr {
     pub created: Timestamp,
     /// The row that we made it for. `None`: a person applied it.
     pub owner: Option<Owner>,
+    /// Whether it is being deleted: somebody's finalizer holds it.
+    pub deleting: bool,
     /// Its spec, or why it cannot be read.
     pub spec: Result<CyberdeskSpec, String>,
+    /// Whether its status could be read. A later version's, or somebody else's, may not be.
+    pub status_readable: bool,
     /// Its status as we last wrote it.
     pub status: CyberdeskStatus,
 }

@@ -58,11 +58,6 @@ impl Key {
         format!("{VM_PREFIX}{}", self.0)
     }
 
-    /// The name of the Secret with its cloud-init user data.
-    pub fn secret_name(&self) -> String {
-        format!("{VM_PREFIX}{}-user-data", self.0)
-    }
-
     /// The way back from the name of a VM or VMI. `None` means that it is not one of ours.
     pub fn from_vm_name(name: &str) -> Option<Self> {
         name.strip_prefix(VM_PREFIX).filter(|key| !key.is_empty()).map(Self::new)
@@ -128,9 +123,18 @@ impl Owner {
         }
     }
 
-    /// Selects what belongs to this owner, for deletion by label.
-    pub fn selector(&self) -> String {
-        format!("{MANAGED_BY}={MANAGER},{LABEL_OWNER}={}", self.id())
+    /// The name of the Secret with the cloud-init user data. It is the owner's, not the key's: a CR by hand
+    /// that was deleted and applied anew must not get its predecessor's.
+    pub fn secret_name(&self) -> String {
+        format!("{VM_PREFIX}{}-user-data", self.id())
+    }
+
+    /// Selects the Secrets of a desktop. Of one by hand, those of its predecessors too.
+    pub fn secret_selector(&self, key: &Key) -> String {
+        match self {
+            Self::Row(id) => format!("{MANAGED_BY}={MANAGER},{LABEL_OWNER}={}", id.hyphenated()),
+            Self::Hand(_) => secrets_by_hand(key),
+        }
     }
 
     /// The labels of an object made for this owner.
@@ -146,6 +150,11 @@ impl Owner {
         }
         labels
     }
+}
+
+/// Selects the Secrets that desktops by hand of this key have left.
+pub fn secrets_by_hand(key: &Key) -> String {
+    format!("{MANAGED_BY}={MANAGER},{LABEL_ORIGIN}=hand,{LABEL_DESKTOP}={key}")
 }
 
 #[cfg(test)]

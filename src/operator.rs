@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,9 +11,9 @@ use deadpool_postgres::Pool;
 use kube::{Api, Client};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use crate::act::Acted;
@@ -26,7 +26,7 @@ use crate::database::store::{Remembered, Store};
 use crate::database::writeback::{self, WriteBack};
 use crate::model::{Row, Seen, Vm, Vmi};
 use crate::names::Key;
-use crate::plan::{Plan, View, plan};
+use crate::plan::{CreateFailure, Plan, View, plan};
 use crate::queue::{Lane, Outcome, Queue};
 use crate::telemetry::chain;
 use crate::template::Templates;
@@ -46,6 +46,8 @@ const DEAF_POLL: Duration = Duration::from_secs(1);
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often they are read in quick succession at first.
 const SETTLING_READINGS: u32 = 11;
+/// Longest wait for a deadline; one that is further away is looked at again then.
+const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
 /// Time to finish what is in flight when told to stop. What is abandoned, the next look finds.
 const GRACE: Duration = Duration::from_millis(800);
 
@@ -59,7 +61,7 @@ pub struct Operator {
     clock: Clock,
     /// Nothing is made before they were read.
     templates: watch::Sender<Option<Arc<Templates>>>,
-    refusals: Mutex<HashMap<Key, String>>,
+    failures: Mutex<HashMap<Key, CreateFailure>>,
     database_id: Mutex<Option<Uuid>>,
     pool: Pool,
     makes_in_flight: AtomicUsize,
@@ -87,7 +89,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         queue: Queue::default(),
         clock: Clock::default(),
         templates: watch::Sender::new(templates),
-        refusals: Mutex::default(),
+        failures: Mutex::default(),
         database_id: Mutex::default(),
         pool,
         makes_in_flight: AtomicUsize::new(0),
@@ -171,39 +173,66 @@ async fn work(operator: &Arc<Operator>, concurrency: usize, stopping: &Cancellat
         let Some((key, lane)) = stopping.run_until_cancelled(operator.queue.next(room)).await else {
             break;
         };
+        let mut turn = Turn::begin(operator.clone(), key, lane);
+        steps.spawn(async move {
+            turn.outcome = turn.operator.step(&turn.key).await;
+            drop((turn, slot));
+        });
+        while let Some(ended) = steps.try_join_next() {
+            report_panic(ended);
+        }
+    }
+    while let Some(ended) = steps.join_next().await {
+        report_panic(ended);
+    }
+    operator.write_back.drained().await;
+}
+
+/// One key's turn. However it ends, the queue hears of it: a key that is never done is never looked at again.
+struct Turn {
+    operator: Arc<Operator>,
+    key: Key,
+    lane: Lane,
+    outcome: Outcome,
+}
+
+impl Turn {
+    fn begin(operator: Arc<Operator>, key: Key, lane: Lane) -> Self {
         if lane == Lane::Makes {
             operator.makes_in_flight.fetch_add(1, Ordering::Relaxed);
         }
-        let operator = operator.clone();
-        steps.spawn(async move {
-            let outcome = operator.step(&key).await;
-            if lane == Lane::Makes {
-                operator.makes_in_flight.fetch_sub(1, Ordering::Relaxed);
-            }
-            operator.queue.done(&key, lane, outcome);
-            drop(slot);
-        });
-        while steps.try_join_next().is_some() {}
+        Self { operator, key, lane, outcome: FAILED }
     }
-    while steps.join_next().await.is_some() {}
-    operator.write_back.drained().await;
 }
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if self.lane == Lane::Makes {
+            self.operator.makes_in_flight.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.operator.queue.done(&self.key, self.lane, self.outcome);
+    }
+}
+
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        error!(%error, "a look at a desktop ended in a panic: this is a bug; it will be looked at again");
+    }
+}
+
+/// To be tried again after the back-off.
+const FAILED: Outcome = Outcome::Failed { at_least: Duration::ZERO, deadline: None };
 
 impl Operator {
     /// Looks, plans and acts on one desktop until nothing is left to do, or something must be waited for.
     async fn step(&self, key: &Key) -> Outcome {
         let mut live = None;
         for _ in 0..ROUNDS {
-            let Plan { actions, wait } = match self.look(key, live.take()).await {
-                Some(plan) => plan,
-                // Neither side has ever told the time.
-                None => {
-                    return Outcome::Failed { at_least: Duration::ZERO };
-                }
-            };
-            let settled = Outcome::Settled(wait.map(|wait| Instant::now() + wait.min(Duration::from_secs(86_400))));
+            // Neither side has told the time yet, or the row cannot be read.
+            let Some(Plan { actions, wait }) = self.look(key, live.take()).await else { return FAILED };
+            let deadline = wait.map(|wait| Instant::now() + wait.min(LONGEST_WAIT));
             if actions.is_empty() {
-                return settled;
+                return Outcome::Settled(deadline);
             }
             let mut told = false;
             for action in actions {
@@ -211,61 +240,63 @@ impl Operator {
                     Ok(Acted::Done) => (),
                     Ok(Acted::Told) => told = true,
                     Ok(Acted::Looked(seen)) => live = Some(*seen),
-                    Ok(Acted::Forgotten) => {
-                        self.forget_refusal(key);
-                        return Outcome::Settled(None);
-                    }
+                    Ok(Acted::Forgotten) => return Outcome::Settled(None),
                     Err(error) => {
                         warn!(desktop = %key, error = %chain(&error), "not done; the next look decides anew");
-                        return Outcome::Failed { at_least: error.retry_after() };
+                        return Outcome::Failed { at_least: error.retry_after(), deadline };
                     }
                 }
             }
             if told {
-                return settled;
+                return Outcome::Settled(deadline);
             }
         }
         warn!(desktop = %key, "not settled after {ROUNDS} rounds; will look again");
-        Outcome::Failed { at_least: Duration::ZERO }
+        FAILED
     }
 
-    /// Collects what is known of a desktop, and what follows from it. `None` while there is no clock, or
-    /// no template.
+    /// Collects what is known of a desktop, and what follows from it. `None`: too little is known to decide.
     async fn look(&self, key: &Key, live: Option<(Seen<Vm>, Seen<Vmi>)>) -> Option<Plan> {
         let now = self.clock.now()?;
+        let templates = self.templates.borrow().clone()?;
         let cr = self.cluster.cr_cache.get(key);
         let is_live = live.is_some();
         let (vm, vmi) = live.unwrap_or_else(|| (self.cluster.vm_cache.get(key), self.cluster.vmi_cache.get(key)));
         let known = !matches!((&cr, &vm, &vmi), (Seen::Absent, Seen::Absent, Seen::Absent));
-        let row = self.row(key, known).await;
-        let templates = self.templates.borrow().clone()?;
-        let refused = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
-        let view = View { key, row, cr, vm, vmi, live: is_live, refused: refused.as_deref(), templates: &templates };
+        let row = match self.row(key, known).await {
+            Ok(row) => row,
+            Err(error) => {
+                warn!(desktop = %key, error = %chain(error.as_ref()), "cannot read the row; will try again");
+                return None;
+            }
+        };
+        let failure = self.failures().get(key).cloned();
+        let view = View { key, row, cr, vm, vmi, live: is_live, failure: failure.as_ref(), templates: &templates };
         let plan = plan(&view, now);
-        debug!(desktop = %key, ?view, ?plan, "looked");
+        debug!(desktop = %key, cr = ?view.cr, vm = ?view.vm, vmi = ?view.vmi, actions = ?plan.actions, "looked");
         Some(plan)
     }
 
     /// The row of a key. It is asked for only if something in the cluster has its name.
-    async fn row(&self, key: &Key, known_in_cluster: bool) -> Seen<Row> {
-        match self.store.get(key) {
+    async fn row(&self, key: &Key, known_in_cluster: bool) -> anyhow::Result<Seen<Row>> {
+        Ok(match self.store.get(key) {
             Remembered::Row(row) => Seen::Present(*row),
             Remembered::NotARow => Seen::Absent,
+            // The list wakes all when it is there.
             Remembered::Nothing(_) if !self.store.is_complete() => Seen::Unknown,
             Remembered::Nothing(_) if !known_in_cluster => Seen::Absent,
-            Remembered::Nothing(id) => match rows::by_id(&self.pool, &[id]).await {
-                Ok(found) => self.store.found(id, found.into_iter().next()),
-                Err(error) => {
-                    warn!(desktop = %key, error = %chain(error.as_ref()), "cannot read the row");
-                    Seen::Unknown
-                }
-            },
-        }
+            Remembered::Nothing(id) => {
+                let found = rows::by_id(&self.pool, &[id]).await?.into_iter().next();
+                self.store.found(id, found)
+            }
+        })
     }
 
     /// Begins a term, and writes back for as long as it lasts.
     async fn write(&self) -> anyhow::Result<()> {
-        let holder = format!("{}@{}", std::process::id(), crate::names::MANAGER);
+        // In a pod, the host's name is the pod's.
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let holder = format!("{host}/{}", std::process::id());
         let mut backoff = Duration::from_millis(250);
         let term = loop {
             match writeback::begin_term(&self.pool, &holder).await {
@@ -321,8 +352,11 @@ impl Operator {
     }
 
     async fn read_changes(&self) -> anyhow::Result<()> {
-        self.store.take_in(rows::dirty(&self.pool).await?, &self.queue);
-        Ok(())
+        let changed = rows::dirty(&self.pool).await?;
+        let all = usize::try_from(rows::SCAN).is_ok_and(|most| changed.len() < most);
+        self.store.take_in(changed, &self.queue);
+        // The newest changes are at the end of a queue that is longer than this; a shutdown may be among them.
+        if all { Ok(()) } else { self.resync().await }
     }
 
     /// Reads all rows that are not over, and looks at everything in the cluster that has our name.
@@ -345,18 +379,14 @@ impl Operator {
     async fn read_clocks(&self, client: &Client) {
         let mut readings = 0_u32;
         loop {
-            match timeout(CLOCK_INTERVAL, rows::time(&self.pool)).await {
-                Ok(Ok(reading)) => self.clock.database(reading),
-                Ok(Err(error)) => {
-                    debug!(error = %chain(error.as_ref()), "cannot read the database's clock")
-                }
-                Err(_) => debug!("the database's clock does not answer"),
+            let (database, cluster) = tokio::join!(rows::time(&self.pool), cluster::server_time(client));
+            match database {
+                Ok(reading) => self.clock.database(reading),
+                Err(error) => debug!(error = %chain(error.as_ref()), "cannot read the database's clock"),
             }
-            match cluster::server_time(client).await {
+            match cluster {
                 Ok((time, at)) => self.clock.cluster(Reading { time, at }),
-                Err(error) => {
-                    debug!(error = %chain(error.as_ref()), "cannot read the API server's clock")
-                }
+                Err(error) => debug!(error = %chain(error.as_ref()), "cannot read the API server's clock"),
             }
             // The API server tells whole seconds: where between two of them it is takes some readings.
             let settling = readings < SETTLING_READINGS;
@@ -370,11 +400,8 @@ impl Operator {
         self.database_id.lock().unwrap_or_else(PoisonError::into_inner).map(|id| id.to_string())
     }
 
-    pub(crate) fn remember_refusal(&self, key: &Key, words: String) {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), words);
-    }
-
-    fn forget_refusal(&self, key: &Key) {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    /// What became of the last try to make a VM, where it was not made.
+    pub(crate) fn failures(&self) -> MutexGuard<'_, HashMap<Key, CreateFailure>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::crd::{CyberdeskSpec, CyberdeskStatus, End, Phase, VirtualMachineRef};
 use crate::model::{Cr, Desired, Now, Report, Row, RowStatus, RunStrategy, Seen, Vm, Vmi, VmiPhase, later};
-use crate::names::{Key, Owner};
+use crate::names::{Key, Owner, secrets_by_hand};
 use crate::reason::{self, Reason};
 use crate::template::{Manifests, Refusal, Templates};
 
@@ -40,10 +40,21 @@ pub struct View<'a> {
     pub vmi: Seen<Vmi>,
     /// Whether VM and VMI were asked of the API server just now, not read from a cache.
     pub live: bool,
-    /// What the API server said when it refused for good the VM that we last wanted to make.
-    pub refused: Option<&'a str>,
+    /// What became of the last try to make the VM, if it was not made.
+    pub failure: Option<&'a CreateFailure>,
     /// What VMs are made from.
     pub templates: &'a Templates,
+}
+
+/// Why the VM could not be made when it was last tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateFailure {
+    /// For whom it was to be made.
+    pub owner: Owner,
+    /// The API server's words.
+    pub words: String,
+    /// Whether it will never take this manifest. Otherwise it may the next time: a quota, a webhook that is down.
+    pub for_good: bool,
 }
 
 /// One effect. [`act`](crate::act) has one call for each.
@@ -94,10 +105,10 @@ pub enum Action {
         /// The VMI meant, and no later one of its name.
         uid: String,
     },
-    /// Delete the Secret with the user data.
-    DeleteSecret {
-        /// Whose.
-        owner: Owner,
+    /// Delete the Secrets with the user data.
+    DeleteSecrets {
+        /// Those with these labels.
+        selector: String,
     },
     /// Ask the API server for VM and VMI, then plan again: it matters that they are really gone.
     LookLive,
@@ -137,6 +148,10 @@ pub fn plan(view: &View<'_>, now: Now) -> Plan {
         (Seen::Present(row), _) if row.desired == Desired::Present && !row.exists => Plan::nothing(),
         (Seen::Present(row), cr) => Desktop::of_row(row, cr.present()).plan(view, now),
 
+        // A CR that somebody's finalizer holds is as good as deleted.
+        (Seen::Absent, Seen::Present(cr)) if cr.owner.is_none() && cr.deleting => collect_leftovers(view),
+        // What was recorded of it could not be read: it may be over, or have its VM.
+        (Seen::Absent, Seen::Present(cr)) if cr.owner.is_none() && !cr.status_readable => Plan::nothing(),
         (Seen::Absent, Seen::Present(cr)) if cr.owner.is_none() => match Desktop::by_hand(cr) {
             Ok(desktop) => desktop.plan(view, now),
             Err(why) => refuse_spec(view, cr, why, now),
@@ -186,59 +201,65 @@ impl<'a> Desktop<'a> {
         by_row.or_else(by_cr)
     }
 
-    /// An end that was decided before: by the cluster (recorded in the CR), or by the database.
+    /// An end that was decided before: by the database, or by the cluster and recorded in the CR.
     fn decided_end(&self, now: Now) -> Option<End> {
-        if let Some(end) = self.cr.and_then(|cr| cr.status.end.clone()) {
-            return Some(end);
-        }
-        let row = self.row.filter(|row| row.desired == Desired::Absent)?;
+        let recorded = self.cr.and_then(|cr| cr.status.end.clone());
+        let Some(row) = self.row.filter(|row| row.desired == Desired::Absent) else { return recorded };
         let phase = if row.status == RowStatus::Error { Phase::Error } else { Phase::Terminated };
         let reason = row.reason.clone().unwrap_or_else(|| Reason::Requested.to_string());
         let words = || Reason::parse(&reason).map(|reason| reason.words().to_owned());
-        let message = row.message.clone().or_else(words);
-        Some(End { phase, reason, message, at: now.database })
+        let message = row.message.clone().or_else(words).map(reason::cut);
+        // It was decided when it was first recorded.
+        let at = recorded.filter(|end| end.reason == reason).map_or(now.database, |end| end.at);
+        Some(End { phase, reason, message, at })
     }
 
     fn plan(&self, view: &View<'_>, now: Now) -> Plan {
         if let Some(end) = self.decided_end(now) {
             return self.end(view, &end, now);
         }
+        let to_make = self.to_make(view);
+        let observed = self.observed_end(view, to_make.as_ref(), now);
         let left = self.expires_at.duration_since(self.now(now));
-        if left <= SignedDuration::ZERO {
-            return match self.row {
-                Some(row) => Plan { actions: vec![Action::Expire(row.id)], wait: None },
-                None => self.end(view, &reason::end(Reason::Timeout, None, now.cluster), now),
-            };
-        }
-        let wait = Some(left.unsigned_abs());
-        match self.observed_end(view, now) {
+        let due = left <= SignedDuration::ZERO;
+        let wait = (!due).then(|| left.unsigned_abs());
+        match (observed, self.row) {
+            // What the guest did before its deadline is what became of it.
+            (Some(end), _) if self.cr.is_some() && (!due || view.vm.present().is_some()) => self.end(view, &end, now),
+            (_, Some(row)) if due => Plan { actions: vec![Action::Expire(row.id)], wait },
+            (_, None) if due => self.end(view, &reason::end(Reason::Timeout, None, now.cluster), now),
             // The end must stand in the CR before anything is deleted on its account.
-            Some(_) if self.cr.is_none() => Plan { actions: self.project(), wait },
-            Some(end) => self.end(view, &end, now),
-            None => Plan { actions: self.live(view, now), wait },
+            (Some(_), _) => Plan { actions: self.project(), wait },
+            (None, _) => Plan { actions: self.live(view, to_make, now), wait },
         }
     }
 
+    /// The VM to make, where there is none and never was one.
+    fn to_make(&self, view: &View<'_>) -> Option<Result<Manifests, Refusal>> {
+        let user = self.row.map(|row| row.user_id);
+        let wanted = view.vm == Seen::Absent && self.recorded_vm().is_none();
+        wanted.then(|| view.templates.render(view.key, &self.owner, user, self.params.as_ref()))
+    }
+
+    /// What became of the last try to make its VM.
+    fn failure<'v>(&self, view: &View<'v>) -> Option<&'v CreateFailure> {
+        view.failure.filter(|failure| failure.owner == self.owner)
+    }
+
     /// What the cluster says of an end that nobody asked for.
-    fn observed_end(&self, view: &View<'_>, now: Now) -> Option<End> {
+    fn observed_end(&self, view: &View<'_>, to_make: Option<&Result<Manifests, Refusal>>, now: Now) -> Option<End> {
         let end = |reason, message: Option<String>| Some(reason::end(reason, message, now.cluster));
         match (&view.vm, &view.vmi) {
             (Seen::Unknown, _) | (_, Seen::Unknown) => None,
-            (Seen::Absent, _) => match self.recorded_vm() {
-                Some(_) if view.live => end(Reason::VmDeleted, None),
-                Some(_) => None,
-                None => {
-                    if let Some(words) = view.refused {
-                        return end(Reason::Refused, Some(words.to_owned()));
-                    }
-                    match self.render(view) {
-                        Ok(_) => None,
-                        Err(refusal) => end(refusal.reason, Some(refusal.message)),
-                    }
-                }
+            (Seen::Absent, _) => match (to_make, self.failure(view)) {
+                (None, _) if view.live => end(Reason::VmDeleted, None),
+                (None, _) => None,
+                (Some(Err(refusal)), _) => end(refusal.reason, Some(refusal.message.clone())),
+                (Some(Ok(_)), Some(failure)) if failure.for_good => end(Reason::Refused, Some(failure.words.clone())),
+                (Some(Ok(_)), _) => None,
             },
             // A CR by hand that was deleted and applied anew: the VM of the first one goes first.
-            (Seen::Present(vm), _) if self.is_predecessors(vm) => None,
+            (Seen::Present(vm), _) if self.is_predecessors(&vm.owner) => None,
             (Seen::Present(vm), _) if vm.owner.as_ref() != Some(&self.owner) => {
                 let name = view.key.vm_name();
                 end(Reason::NameTaken, Some(format!("there is a VirtualMachine {name} that is not of this desktop")))
@@ -273,30 +294,29 @@ impl<'a> Desktop<'a> {
 
     fn has_run(&self) -> bool {
         self.cr.is_some_and(|cr| cr.status.start_time.is_some())
+            || self.row.is_some_and(|row| row.status == RowStatus::Running)
     }
 
-    fn is_predecessors(&self, vm: &Vm) -> bool {
-        matches!((&self.owner, &vm.owner), (Owner::Hand(ours), Some(Owner::Hand(theirs))) if ours != theirs)
-    }
-
-    fn render(&self, view: &View<'_>) -> Result<Manifests, Refusal> {
-        view.templates.render(view.key, &self.owner, self.row.map(|row| row.user_id), self.params.as_ref())
+    fn is_predecessors(&self, owner: &Option<Owner>) -> bool {
+        matches!((&self.owner, owner), (Owner::Hand(ours), Some(Owner::Hand(theirs))) if ours != theirs)
     }
 
     /// Brings CR, VM and row in line with a desktop that lives.
-    fn live(&self, view: &View<'_>, now: Now) -> Vec<Action> {
+    fn live(&self, view: &View<'_>, to_make: Option<Result<Manifests, Refusal>>, now: Now) -> Vec<Action> {
         let mut actions = self.project();
         let (Seen::Absent | Seen::Present(_), Seen::Absent | Seen::Present(_)) = (&view.vm, &view.vmi) else {
             return actions;
         };
-        match view.vm.present() {
-            Some(vm) if self.is_predecessors(vm) => {
+        match (view.vm.present(), to_make) {
+            (Some(vm), _) if self.is_predecessors(&vm.owner) => {
                 if !vm.deleting {
+                    // Its Secret with it: this one's is not there yet.
+                    actions.push(Action::DeleteSecrets { selector: secrets_by_hand(view.key) });
                     actions.push(Action::DeleteVm { uid: vm.uid.clone() });
                 }
                 actions.extend(self.status(view, None, now));
             }
-            Some(vm) => {
+            (Some(vm), _) => {
                 actions.extend(self.status(view, None, now));
                 actions.extend(self.row.and_then(|row| news(row, vm, view.vmi.present())));
                 let may_be_over =
@@ -305,13 +325,16 @@ impl<'a> Desktop<'a> {
                     actions.push(Action::LookLive);
                 }
             }
-            None if self.recorded_vm().is_some() => actions.push(Action::LookLive),
-            None => match self.render(view) {
-                Ok(manifests) => {
-                    actions.push(Action::CreateVm { owner: self.owner.clone(), manifests: Box::new(manifests) })
+            (None, Some(Ok(manifests))) => {
+                // While all goes well, the status comes with the VM; it would cost a write of its own.
+                if self.failure(view).is_some() {
+                    actions.extend(self.status(view, None, now));
                 }
-                Err(_) => unreachable!("a template that does not render is an observed end"),
-            },
+                actions.push(Action::CreateVm { owner: self.owner.clone(), manifests: Box::new(manifests) });
+            }
+            // A template that does not render is an end that was observed.
+            (None, Some(Err(_))) => (),
+            (None, None) => actions.push(Action::LookLive),
         }
         actions
     }
@@ -327,6 +350,8 @@ impl<'a> Desktop<'a> {
         };
         match self.cr {
             None => vec![Action::CreateCr { owner, spec }],
+            // It comes back when it is gone.
+            Some(cr) if cr.deleting => vec![],
             Some(cr) => {
                 let same = cr.owner.as_ref() == Some(&self.owner)
                     && cr
@@ -341,7 +366,7 @@ impl<'a> Desktop<'a> {
     /// Brings a desktop whose end is decided to it: VM first, then the word that it is over, CR last.
     fn end(&self, view: &View<'_>, end: &End, now: Now) -> Plan {
         let mut actions: Vec<Action> = self.status(view, Some((end, false)), now).into_iter().collect();
-        let ours = |owner: &Option<Owner>| owner.as_ref() == Some(&self.owner);
+        let ours = |owner: &Option<Owner>| owner.as_ref() == Some(&self.owner) || self.is_predecessors(owner);
         match (&view.vm, &view.vmi) {
             (Seen::Unknown, _) | (_, Seen::Unknown) => (),
             (Seen::Present(vm), _) if ours(&vm.owner) => {
@@ -363,10 +388,19 @@ impl<'a> Desktop<'a> {
                 actions.push(Action::LookLive);
             }
             _ => {
-                actions = vec![Action::DeleteSecret { owner: self.owner.clone() }];
+                let secrets = Action::DeleteSecrets { selector: self.owner.secret_selector(view.key) };
                 match self.row {
-                    Some(row) => actions.push(Action::Report(last_word(row, end, self.recorded_vm()))),
-                    None => actions.extend(self.status(view, Some((end, true)), now)),
+                    Some(row) => {
+                        // Where the end is recorded already, its last word is the row's.
+                        if self.cr.is_some_and(|cr| cr.status.end.is_some()) {
+                            actions.clear();
+                        }
+                        actions.extend([secrets, Action::Report(last_word(row, end, self.recorded_vm()))]);
+                    }
+                    None => {
+                        actions = vec![secrets];
+                        actions.extend(self.status(view, Some((end, true)), now));
+                    }
                 }
             }
         }
@@ -385,9 +419,14 @@ impl<'a> Desktop<'a> {
     }
 }
 
+/// Whether the guest can be used. KubeVirt leaves `Ready` as it was on a VMI that has ended or is being deleted.
+fn is_ready(vmi: &Vmi) -> bool {
+    vmi.ready && vmi.phase == VmiPhase::Running && !vmi.deleting
+}
+
 /// What the database does not know yet of a desktop that lives.
 fn news(row: &Row, vm: &Vm, vmi: Option<&Vmi>) -> Option<Action> {
-    let ready = vmi.is_some_and(|vmi| vmi.ready && !vmi.deleting);
+    let ready = vmi.is_some_and(is_ready);
     let status = (ready && row.status == RowStatus::Pending).then_some(RowStatus::Running);
     let known = row.observed_generation >= row.generation && row.vm_uid.as_deref() == Some(&vm.uid);
     (!known || status.is_some()).then(|| {
@@ -423,11 +462,13 @@ fn clear_away(view: &View<'_>, row: &Row, cr: Option<&Cr>) -> Plan {
         (Seen::Unknown, _) | (_, Seen::Unknown) => vec![],
         (Seen::Present(vm), _) if ours(&vm.owner) && vm.deleting => vec![],
         (Seen::Present(vm), _) if ours(&vm.owner) => {
-            vec![Action::DeleteSecret { owner: Owner::Row(row.id) }, Action::DeleteVm { uid: vm.uid.clone() }]
+            let selector = Owner::Row(row.id).secret_selector(view.key);
+            vec![Action::DeleteSecrets { selector }, Action::DeleteVm { uid: vm.uid.clone() }]
         }
         (_, Seen::Present(vmi)) if ours(&vmi.owner) && vmi.deleting => vec![],
         (_, Seen::Present(vmi)) if ours(&vmi.owner) => vec![Action::DeleteVmi { uid: vmi.uid.clone() }],
         _ => match cr {
+            Some(cr) if cr.deleting => vec![],
             Some(cr) => vec![Action::DeleteCr { uid: cr.uid.clone() }],
             None => vec![Action::Forget],
         },
@@ -437,20 +478,22 @@ fn clear_away(view: &View<'_>, row: &Row, cr: Option<&Cr>) -> Plan {
 
 /// Neither row nor CR: what a desktop by hand left behind when its CR was deleted goes too.
 fn collect_leftovers(view: &View<'_>) -> Plan {
-    let by_hand = |owner: &Option<Owner>| owner.clone().filter(|owner| matches!(owner, Owner::Hand(_)));
+    let by_hand = |owner: &Option<Owner>| matches!(owner, Some(Owner::Hand(_)));
     let actions = match (&view.vm, &view.vmi) {
         (Seen::Unknown, _) | (_, Seen::Unknown) => vec![],
-        (Seen::Present(vm), _) => match by_hand(&vm.owner) {
-            // The Secret first: nothing would lead back to it once the VM is gone.
-            Some(owner) if !vm.deleting => {
-                vec![Action::DeleteSecret { owner }, Action::DeleteVm { uid: vm.uid.clone() }]
-            }
-            _ => vec![],
-        },
-        (Seen::Absent, Seen::Present(vmi)) if by_hand(&vmi.owner).is_some() && !vmi.deleting => {
+        (Seen::Present(vm), _) if by_hand(&vm.owner) && !vm.deleting => {
+            let selector = secrets_by_hand(view.key);
+            vec![Action::DeleteSecrets { selector }, Action::DeleteVm { uid: vm.uid.clone() }]
+        }
+        (Seen::Absent, Seen::Present(vmi)) if by_hand(&vmi.owner) && !vmi.deleting => {
             vec![Action::DeleteVmi { uid: vmi.uid.clone() }]
         }
-        (Seen::Absent, _) => vec![Action::Forget],
+        (Seen::Present(_), _) | (_, Seen::Present(_)) => vec![],
+        // A row's Secret went before its row was over.
+        (Seen::Absent, Seen::Absent) if view.key.row_id().is_some() => vec![Action::Forget],
+        (Seen::Absent, Seen::Absent) => {
+            vec![Action::DeleteSecrets { selector: secrets_by_hand(view.key) }, Action::Forget]
+        }
     };
     Plan { actions, wait: None }
 }
@@ -484,7 +527,7 @@ fn status(
     let before = &cr.status;
     let vm = view.vm.present().filter(|vm| vm.owner.as_ref() == Some(owner));
     let vmi = view.vmi.present().filter(|_| vm.is_some());
-    let ready = vmi.is_some_and(|vmi| vmi.ready && vmi.phase == VmiPhase::Running && !vmi.deleting);
+    let ready = vmi.is_some_and(is_ready);
     let phase = match end {
         Some((end, true)) => end.phase,
         Some((_, false)) => Phase::Stopping,
@@ -493,9 +536,11 @@ fn status(
         None => Phase::Pending,
     };
     // Until the guest runs, KubeVirt's own words for what it waits for are all there is to say.
-    let held_up = vm
-        .and_then(|vm| vm.failure.clone().map(|words| ("FailedCreate".to_owned(), words)))
-        .or_else(|| vmi.and_then(|vmi| vmi.waiting.clone()))
+    let not_made = view.failure.filter(|failure| failure.owner == *owner && vm.is_none());
+    let held_up = not_made
+        .map(|failure| ("NotCreated".to_owned(), reason::cut(failure.words.clone())))
+        .or_else(|| vm.and_then(|vm| vm.failure.clone().map(|words| ("FailedCreate".to_owned(), reason::cut(words)))))
+        .or_else(|| vmi.and_then(|vmi| vmi.waiting.clone()).map(|(why, words)| (why, reason::cut(words))))
         .filter(|_| !ready);
     let (why, message) = match (end, held_up) {
         (Some((end, _)), _) => (Some(end.reason.clone()), end.message.clone()),

@@ -36,6 +36,8 @@ pub enum Outcome {
     Failed {
         /// Asked for by the other side, such as Retry-After.
         at_least: Duration,
+        /// A deadline of the key's own, which does not wait for the back-off.
+        deadline: Option<Instant>,
     },
 }
 
@@ -138,10 +140,15 @@ impl Core {
                     (None, None) => drop(self.entries.remove(key)),
                 }
             }
-            Outcome::Failed { at_least } => {
-                let wait = backoff(entry.failures, jitter).max(at_least);
+            Outcome::Failed { at_least, deadline } => {
+                // An end that was wanted meanwhile has seen no failure of its own.
+                let failures = if again == Some(Lane::Ends) { 0 } else { entry.failures };
+                let retry = now + backoff(failures, jitter).max(at_least);
                 entry.failures += 1;
-                self.set_timer(key, now + wait, lane);
+                match deadline.filter(|deadline| *deadline <= retry) {
+                    Some(deadline) => self.set_timer(key, deadline, Lane::Ends),
+                    None => self.set_timer(key, retry, again.unwrap_or(lane).min(lane)),
+                }
                 if again == Some(Lane::Ends) && lane == Lane::Makes {
                     self.make_ready(key, Lane::Ends);
                 }

@@ -113,5 +113,17 @@ impl fmt::Display for Reason {
 /// An end for this reason, decided at this instant.
 pub fn end(reason: Reason, message: Option<String>, at: Timestamp) -> End {
     let message = message.unwrap_or_else(|| reason.words().to_owned());
-    End { phase: reason.phase(), reason: reason.as_str().to_owned(), message: Some(message), at }
+    End { phase: reason.phase(), reason: reason.as_str().to_owned(), message: Some(cut(message)), at }
+}
+
+/// Longest message that is passed on, in characters. An API server's refusal echoes what it was given, and
+/// a condition that is too long is refused itself.
+const LONGEST_MESSAGE: usize = 2000;
+
+/// A message of a length that everyone takes.
+pub fn cut(message: String) -> String {
+    match message.char_indices().nth(LONGEST_MESSAGE) {
+        Some((end, _)) => format!("{}…", &message[..end]),
+        None => message,
+    }
 }

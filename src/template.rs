@@ -9,6 +9,7 @@
 //! 2,048 bytes (KubeVirt's `vmi-create-admitter.go`), and whoever reads VMs would read it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -40,24 +41,40 @@ fn bad_template(message: impl Into<String>) -> Refusal {
 }
 
 /// The objects to create for one desktop.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// Its `Debug` shows none of it: a template may hold secrets, and logs must not.
+#[derive(Clone, PartialEq)]
 pub struct Manifests {
     /// The VirtualMachine.
     pub vm: Value,
+    /// The name of the Secret.
+    pub secret_name: String,
     /// The data of the Secret that it takes its cloud-init from, if it has any.
     pub user_data: Option<BTreeMap<String, Vec<u8>>>,
     /// Labels of both.
     pub labels: BTreeMap<String, String>,
 }
 
-/// All templates there are, by name.
-#[derive(Clone, Debug, PartialEq)]
+impl fmt::Debug for Manifests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manifests").field("secret_name", &self.secret_name).finish_non_exhaustive()
+    }
+}
+
+/// All templates there are, by name. Its `Debug` shows the names only.
+#[derive(Clone, PartialEq)]
 pub struct Templates {
     namespace: String,
     sources: BTreeMap<String, Source>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq)]
+impl fmt::Debug for Templates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.sources.keys()).finish()
+    }
+}
+
+#[derive(Clone, Default, PartialEq)]
 struct Source {
     vm: Option<String>,
     user_data: Option<String>,
@@ -124,12 +141,12 @@ impl Templates {
             serde_saphyr::from_str(text).map_err(|error| bad_template(format!("{file} is not YAML: {error}")))?;
         fill(&mut vm, &variables).map_err(|why| why.in_file(&file, text))?;
 
+        let secret_name = owner.secret_name();
         let labels = owner.labels(key, user);
         let hash = hash(source);
         finish(&mut vm, key, &self.namespace, &labels, &hash).map_err(|why| bad_template(format!("{file}: {why}")))?;
-        let user_data =
-            move_user_data(&mut vm, &key.secret_name()).map_err(|why| bad_template(format!("{file}: {why}")))?;
-        Ok(Manifests { vm, user_data, labels })
+        let user_data = move_user_data(&mut vm, &secret_name).map_err(|why| bad_template(format!("{file}: {why}")))?;
+        Ok(Manifests { vm, secret_name, user_data, labels })
     }
 
     fn choose(&self, params: Option<&Value>) -> Result<(&str, &Source), Refusal> {

@@ -8,9 +8,10 @@ use tokio::sync::watch;
 use crate::model::Seen;
 use crate::names::Key;
 
-/// A watch fills it; the answers to our own writes go in at once, so that the next look sees them.
+/// A watch fills it; the answers to our own calls go in at once, so that the next look sees them.
 ///
-/// Of two versions of an object the later one stays, whichever way it came.
+/// The two come on different ways, so either may overtake the other. Of two versions of an object the later
+/// one stays, and an answer cannot bring back what the watch has seen go.
 #[derive(Debug)]
 pub struct Cache<T> {
     state: Mutex<State<T>>,
@@ -20,11 +21,14 @@ pub struct Cache<T> {
 #[derive(Debug)]
 struct State<T> {
     objects: HashMap<Key, (u64, T)>,
+    /// The latest version that the watch has told of, of any object.
+    newest: u64,
 }
 
 impl<T> Default for Cache<T> {
     fn default() -> Self {
-        Self { state: Mutex::new(State { objects: HashMap::new() }), complete: watch::Sender::new(false) }
+        let state = State { objects: HashMap::new(), newest: 0 };
+        Self { state: Mutex::new(state), complete: watch::Sender::new(false) }
     }
 }
 
@@ -43,28 +47,40 @@ impl<T: Clone + PartialEq> Cache<T> {
         }
     }
 
-    /// Takes in a version of an object. Tells whether anything that we read has changed by it.
+    /// The watch tells of a version of an object. Answers whether anything that we read has changed by it.
     pub fn put(&self, key: &Key, version: u64, object: T) -> bool {
         let mut state = self.state();
-        match state.objects.get(key) {
-            Some((newest, _)) if *newest > version => false,
-            before => {
-                let changed = before.is_none_or(|(_, before)| *before != object);
-                state.objects.insert(key.clone(), (version, object));
-                changed
-            }
+        state.newest = state.newest.max(version);
+        state.put(key, version, object)
+    }
+
+    /// A call of ours has answered with a version of an object.
+    pub fn learn(&self, key: &Key, version: u64, object: T) {
+        let mut state = self.state();
+        if state.objects.contains_key(key) || version > state.newest {
+            state.put(key, version, object);
         }
     }
 
-    /// Takes an object out. Tells whether it was there.
-    pub fn remove(&self, key: &Key) -> bool {
-        self.state().objects.remove(key).is_some()
+    /// The watch tells that an object is gone, and which version went.
+    pub fn remove(&self, key: &Key, version: u64) {
+        let mut state = self.state();
+        state.newest = state.newest.max(version);
+        if state.objects.get(key).is_some_and(|(known, _)| *known <= version) {
+            state.objects.remove(key);
+        }
+    }
+
+    /// A call of ours has been answered that there is no such object.
+    pub fn forget(&self, key: &Key) {
+        self.state().objects.remove(key);
     }
 
     /// Takes in a complete list. Returns all keys whose object is another, new or gone.
     pub fn replace(&self, objects: HashMap<Key, (u64, T)>) -> Vec<Key> {
         let mut state = self.state();
         let first = !self.complete.send_replace(true);
+        state.newest = objects.values().map(|(version, _)| *version).max().unwrap_or(0);
         let before = std::mem::replace(&mut state.objects, objects);
         let gone = before.keys().filter(|key| !state.objects.contains_key(*key));
         let there = state
@@ -84,6 +100,19 @@ impl<T: Clone + PartialEq> Cache<T> {
     /// All keys.
     pub fn keys(&self) -> Vec<Key> {
         self.state().objects.keys().cloned().collect()
+    }
+}
+
+impl<T: PartialEq> State<T> {
+    fn put(&mut self, key: &Key, version: u64, object: T) -> bool {
+        match self.objects.get(key) {
+            Some((newest, _)) if *newest > version => false,
+            before => {
+                let changed = before.is_none_or(|(_, before)| *before != object);
+                self.objects.insert(key.clone(), (version, object));
+                changed
+            }
+        }
     }
 }
 
@@ -113,6 +142,19 @@ mod tests {
         assert!(!cache.put(&key("a"), 4, 40));
         assert_eq!(cache.get(&key("a")), Seen::Present(50));
         assert!(!cache.put(&key("a"), 6, 50), "a version in which nothing changed for us is no news");
+    }
+
+    #[test]
+    fn an_answer_does_not_bring_back_what_the_watch_saw_go() {
+        let cache = Cache::<u8>::default();
+        cache.replace(HashMap::new());
+        cache.put(&key("a"), 5, 50);
+        cache.remove(&key("a"), 7);
+        cache.learn(&key("a"), 6, 60);
+        assert_eq!(cache.get(&key("a")), Seen::Absent, "it was on its way while the watch told the end");
+        cache.learn(&key("a"), 8, 80);
+        cache.remove(&key("a"), 7);
+        assert_eq!(cache.get(&key("a")), Seen::Present(80), "made anew, and the old one's end told again");
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! What is read of CRs, VMs and VMIs: a handful of fields, so that caches stay small and one odd object
-//! blinds no watch. Fields whose type the CRD does not enforce are read as plain JSON.
+//! What is read of CRs, VMs and VMIs: a handful of fields, so that caches stay small. An object that does not
+//! decode would fail the list of all: of a CR, which people write, spec and status are decoded apart; of VM
+//! and VMI only fields are read whose type KubeVirt's CRDs enforce.
 
 use std::borrow::Cow;
 
@@ -76,18 +77,24 @@ impl Observed for CrObject {
             Value::Null => Err("there is no spec".to_owned()),
             spec => CyberdeskSpec::deserialize(spec).map_err(|error| format!("spec: {error}")),
         };
+        let status = match &self.status {
+            Value::Null => Some(CyberdeskStatus::default()),
+            status => CyberdeskStatus::deserialize(status).ok(),
+        };
         Cr {
             uid: self.metadata.uid.clone().unwrap_or_default(),
             generation: self.metadata.generation.unwrap_or_default(),
             created: self.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
             owner: Owner::of(&self.metadata),
+            deleting: self.metadata.deletion_timestamp.is_some(),
             spec,
-            status: CyberdeskStatus::deserialize(&self.status).unwrap_or_default(),
+            status_readable: status.is_some(),
+            status: status.unwrap_or_default(),
         }
     }
 
-    fn lane(_: &Cr) -> Lane {
-        Lane::Makes
+    fn lane(seen: &Cr) -> Lane {
+        if seen.deleting { Lane::Ends } else { Lane::Makes }
     }
 }
 

@@ -61,7 +61,7 @@ where
             Ok(Event::Delete(object)) => {
                 trouble = false;
                 if let Some(key) = object.key() {
-                    cache.remove(&key);
+                    cache.remove(&key, version(object.meta()));
                     queue.wake(&key, Lane::Ends);
                 }
             }

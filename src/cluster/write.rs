@@ -20,7 +20,7 @@ use super::cache::Cache;
 use super::objects::{CrObject, Observed, VmObject, VmiObject, version};
 use crate::crd::{CyberdeskSpec, CyberdeskStatus};
 use crate::model::{Cr, Seen, Vm, Vmi};
-use crate::names::{Key, MANAGER, Owner};
+use crate::names::{Key, MANAGER};
 use crate::template::Manifests;
 
 /// What became of a create.
@@ -77,6 +77,11 @@ impl Error {
             },
             Self::Deadline { .. } => None,
         }
+    }
+
+    /// The API server's words, if it will never take what it was given.
+    fn refusal(&self) -> Option<String> {
+        self.status().filter(|(code, _)| matches!(code, 400 | 413 | 422)).map(|(_, words)| words.to_owned())
     }
 
     fn is(&self, code: u16) -> bool {
@@ -156,9 +161,8 @@ impl Cluster {
         // With the UID, a CR that is gone is an error; without it, apply would make it again.
         body["metadata"]["uid"] = uid.into();
         let params = PatchParams::apply(MANAGER).force();
-        let object = self.call("apply", key, self.crs.patch(key.as_str(), &params, &Patch::Apply(body))).await?;
-        take_in(&self.cr_cache, key, &object);
-        Ok(())
+        let applied = self.call("apply", key, self.crs.patch(key.as_str(), &params, &Patch::Apply(body))).await;
+        self.take_in_cr(key, uid, applied).await
     }
 
     /// Writes the status of the CR.
@@ -167,13 +171,31 @@ impl Cluster {
     ///
     /// If it was not done; also if the CR of this UID is gone.
     pub async fn write_cr_status(&self, key: &Key, uid: &str, status: &CyberdeskStatus) -> Result<(), Error> {
-        // A merge patch: what is `null` is removed. The UID cannot be changed, so another CR refuses it.
-        let body = json!({ "metadata": { "uid": uid }, "status": status });
-        let (params, patch) = (PatchParams::default(), Patch::Merge(body));
-        let object =
-            self.call("write the status of", key, self.crs.patch_status(key.as_str(), &params, &patch)).await?;
-        take_in(&self.cr_cache, key, &object);
-        Ok(())
+        // In a merge patch the UID would be ignored: the status strategy keeps the old metadata.
+        let patch = json!([
+            { "op": "test", "path": "/metadata/uid", "value": uid },
+            { "op": "add", "path": "/status", "value": status },
+        ]);
+        let patch = Patch::<()>::Json(serde_json::from_value(patch).expect("this is a JSON patch"));
+        let params = PatchParams::default();
+        let written = self.call("write the status of", key, self.crs.patch_status(key.as_str(), &params, &patch)).await;
+        self.take_in_cr(key, uid, written).await
+    }
+
+    /// What follows from the answer to a write that was meant for the CR of this UID. Where it is not there any
+    /// more, nothing was done and nothing needs to be; the cache learns what is there instead.
+    async fn take_in_cr(&self, key: &Key, uid: &str, written: Result<CrObject, Error>) -> Result<(), Error> {
+        match written {
+            Ok(object) => {
+                take_in(&self.cr_cache, key, &object);
+                Ok(())
+            }
+            Err(error) if error.is(404) || error.is(409) || error.is(422) => {
+                let there = self.get(&self.crs, &self.cr_cache, key, key.as_str()).await?;
+                if there.present().is_some_and(|cr| cr.uid == uid) { Err(error) } else { Ok(()) }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Deletes the CR of this UID. One that is gone is as good.
@@ -199,7 +221,7 @@ impl Cluster {
         if let Some(data) = &manifests.user_data {
             let secret = Secret {
                 metadata: ObjectMeta {
-                    name: Some(key.secret_name()),
+                    name: Some(manifests.secret_name.clone()),
                     labels: Some(manifests.labels.clone()),
                     annotations: Some(annotations.clone()),
                     ..ObjectMeta::default()
@@ -209,9 +231,12 @@ impl Cluster {
             };
             match self.call("create the Secret of", key, self.secrets.create(&PostParams::default(), &secret)).await {
                 Ok(_) => (),
-                // Of an earlier try at the same VM: it was made from the same template, or one just edited.
+                // Of an earlier try at the same desktop: nobody else's has this name.
                 Err(error) if error.is(409) => (),
-                Err(error) => return Err(error),
+                Err(error) => match error.refusal() {
+                    Some(words) => return Ok(Created::Refused(words)),
+                    None => return Err(error),
+                },
             }
         }
         let mut body = manifests.vm.clone();
@@ -239,16 +264,15 @@ impl Cluster {
         self.delete(&self.vmis, &self.vmi_cache, key, &key.vm_name(), uid).await
     }
 
-    /// Deletes the Secrets of this owner: by label, so that nothing secret needs to be read.
+    /// Deletes the Secrets that these labels select: so that nothing secret needs to be read.
     ///
     /// # Errors
     ///
     /// If one may still be there.
-    pub async fn delete_secret(&self, key: &Key, owner: &Owner) -> Result<(), Error> {
-        let mine = ListParams::default().labels(&owner.selector());
-        self.call("delete the Secret of", key, self.secrets.delete_collection(&DeleteParams::default(), &mine))
-            .await
-            .map(drop)
+    pub async fn delete_secrets(&self, key: &Key, selector: &str) -> Result<(), Error> {
+        let selected = ListParams::default().labels(selector);
+        let params = DeleteParams::default();
+        self.call("delete the Secret of", key, self.secrets.delete_collection(&params, &selected)).await.map(drop)
     }
 
     /// Asks the API server, not a cache, for VM and VMI.
@@ -257,20 +281,24 @@ impl Cluster {
     ///
     /// If one of them cannot be read: then nothing is known of it.
     pub async fn look_live(&self, key: &Key) -> Result<(Seen<Vm>, Seen<Vmi>), Error> {
-        tokio::try_join!(self.get(&self.vms, &self.vm_cache, key), self.get(&self.vmis, &self.vmi_cache, key))
+        let name = key.vm_name();
+        tokio::try_join!(
+            self.get(&self.vms, &self.vm_cache, key, &name),
+            self.get(&self.vmis, &self.vmi_cache, key, &name),
+        )
     }
 
-    async fn get<K>(&self, api: &Api<K>, cache: &Cache<K::Seen>, key: &Key) -> Result<Seen<K::Seen>, Error>
+    async fn get<K>(&self, api: &Api<K>, cache: &Cache<K::Seen>, key: &Key, name: &str) -> Result<Seen<K::Seen>, Error>
     where
         K: Observed + Clone + DeserializeOwned + Debug,
     {
-        match self.call("get", key, api.get_opt(&key.vm_name())).await? {
+        match self.call("get", key, api.get_opt(name)).await? {
             Some(object) => {
                 take_in(cache, key, &object);
                 Ok(Seen::Present(object.seen()))
             }
             None => {
-                cache.remove(key);
+                cache.forget(key);
                 Ok(Seen::Absent)
             }
         }
@@ -302,17 +330,11 @@ impl Cluster {
                 Ok(Created::There)
             }
             // The cache did not know of it yet, or it is not ours: the next look sees which.
-            Err(error) if error.is(409) => match self.call("get", key, api.get_opt(name)).await? {
-                Some(object) => {
-                    take_in(cache, key, &object);
-                    Ok(Created::There)
-                }
-                None => Err(error),
+            Err(error) if error.is(409) => match self.get(api, cache, key, name).await? {
+                Seen::Present(_) => Ok(Created::There),
+                Seen::Absent | Seen::Unknown => Err(error),
             },
-            Err(error) => match error.status() {
-                Some((400 | 422, words)) => Ok(Created::Refused(words.to_owned())),
-                _ => Err(error),
-            },
+            Err(error) => error.refusal().map(Created::Refused).ok_or(error),
         }
     }
 
@@ -336,22 +358,12 @@ impl Cluster {
                 match answer.left() {
                     // It stays until its finalizers are done.
                     Some(object) if object.meta().deletion_timestamp.is_some() => take_in(cache, key, &object),
-                    _ => drop(cache.remove(key)),
+                    _ => cache.forget(key),
                 }
                 Ok(())
             }
             // Gone, or another object has the name by now: what was to be deleted is not there.
-            Err(error) if error.is(404) => {
-                cache.remove(key);
-                Ok(())
-            }
-            Err(error) if error.is(409) => {
-                match self.call("get", key, api.get_opt(name)).await? {
-                    Some(object) => take_in(cache, key, &object),
-                    None => drop(cache.remove(key)),
-                }
-                Ok(())
-            }
+            Err(error) if error.is(404) || error.is(409) => self.get(api, cache, key, name).await.map(drop),
             Err(error) => Err(error),
         }
     }
@@ -371,7 +383,7 @@ impl Cluster {
 }
 
 fn take_in<K: Observed>(cache: &Cache<K::Seen>, key: &Key, object: &K) {
-    cache.put(key, version(object.meta()), object.seen());
+    cache.learn(key, version(object.meta()), object.seen());
 }
 
 fn cr_body(

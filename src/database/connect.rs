@@ -6,12 +6,16 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use rustls::{ClientConfig, RootCertStore};
-use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// Connections for statements: one for the write-back, one for reading. LISTEN has one of its own.
-const POOL_SIZE: usize = 2;
+/// Connections for statements: one for the write-back, one for reading changes, one for what else is asked.
+/// LISTEN has one of its own: four in all.
+const POOL_SIZE: usize = 3;
+/// Longest wait for an answer. The server's own limits do not help where a pooler in between lost its server.
+const STATEMENT_DEADLINE: Duration = Duration::from_secs(15);
 
 /// How to reach the database. Its `Debug` shows no password.
 #[derive(Clone)]
@@ -107,6 +111,23 @@ impl Target {
             .recycle_timeout(Some(Duration::from_secs(2)))
             .build()
             .context("make a connection pool")
+    }
+}
+
+/// A parameter of a statement, with its type.
+pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// Runs one statement. It is unnamed (`query_typed`), so that a pooler in between does no harm.
+pub(crate) async fn query(pool: &Pool, statement: &str, params: &[Param<'_>]) -> anyhow::Result<Vec<Row>> {
+    let client = pool.get().await.context("take a connection")?;
+    let answer = tokio::time::timeout(STATEMENT_DEADLINE, client.query_typed(statement, params)).await;
+    match answer {
+        Ok(answer) => Ok(answer?),
+        Err(_) => {
+            // It would keep the next statement waiting.
+            drop(deadpool_postgres::Object::take(client));
+            bail!("no answer within {} s", STATEMENT_DEADLINE.as_secs())
+        }
     }
 }
 

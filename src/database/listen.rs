@@ -18,7 +18,7 @@ use tokio_postgres::types::Type;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::connect::Target;
+use super::connect::{Param, Target, query};
 
 const CHANNEL: &str = "cyberdesk";
 const HEARTBEAT_CHANNEL: &str = "cyberdesk_heartbeat";
@@ -58,7 +58,10 @@ pub(crate) async fn run(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) {
 enum Never {}
 
 async fn listen(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) -> anyhow::Result<Never> {
-    let (client, mut connection) = target.connect().await.context("connect to the database to listen")?;
+    let (client, mut connection) = timeout(HEARTBEAT_LIMIT * 2, target.connect())
+        .await
+        .context("connect to the database to listen: no answer")?
+        .context("connect to the database to listen")?;
     let (heard, mut heartbeats) = tokio::sync::watch::channel(String::new());
     let flags = wakeups.clone();
     // Nothing but the connection is awaited here: a listener that stops reading holds up VACUUM and
@@ -76,7 +79,7 @@ async fn listen(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) -> anyhow:
             }
         }
     });
-    let driver = AbortOnDrop(driver);
+    let mut driver = AbortOnDrop(driver);
     timeout(HEARTBEAT_LIMIT, client.batch_execute(&format!("listen {CHANNEL}; listen {HEARTBEAT_CHANNEL}")))
         .await
         .context("listen: no answer")?
@@ -88,11 +91,8 @@ async fn listen(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) -> anyhow:
         let nonce = Uuid::new_v4().to_string();
         let sent = Instant::now();
         let beat = async {
-            let sender = pool.get().await.context("take a connection for the heartbeat")?;
-            sender
-                .query_typed("select pg_notify($1, $2)", &[(&HEARTBEAT_CHANNEL, Type::TEXT), (&nonce, Type::TEXT)])
-                .await
-                .context("send the heartbeat")?;
+            let params: [Param<'_>; 2] = [(&HEARTBEAT_CHANNEL, Type::TEXT), (&nonce, Type::TEXT)];
+            query(pool, "select pg_notify($1, $2)", &params).await.context("send the heartbeat")?;
             heartbeats.wait_for(|payload| *payload == nonce).await.context("the listening connection ended")?;
             anyhow::Ok(())
         };
@@ -110,7 +110,10 @@ async fn listen(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) -> anyhow:
         if !std::mem::replace(&mut proven, true) {
             info!("notifications of the database arrive");
         }
-        tokio::time::sleep(HEARTBEAT).await;
+        tokio::select! {
+            () = tokio::time::sleep(HEARTBEAT) => (),
+            error = &mut driver.0 => return Err(error.unwrap_or_else(anyhow::Error::new)),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The rows as they were last read: those that are not over, and those that ended and still have
 //! something in the cluster to be cleared away.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
@@ -68,7 +68,9 @@ impl Store {
 
     /// Takes in the complete list of rows that are not over. Those that it lacks are to be asked for.
     pub fn take_in_all(&self, rows: Vec<Row>, queue: &Queue) -> Vec<Uuid> {
-        let listed: std::collections::HashSet<Uuid> = rows.iter().map(|row| row.id).collect();
+        let listed: HashSet<Uuid> = rows.iter().map(|row| row.id).collect();
+        // Whatever was missed before: each is looked at.
+        rows.iter().for_each(|row| queue.wake(&Key::of_row(row.id), lane(row)));
         self.take_in(rows, queue);
         let mut state = self.state();
         state.complete = true;

@@ -58,6 +58,8 @@ fn row_cr() -> Cr {
         generation: 1,
         created: at(-10),
         owner: Some(Owner::Row(id())),
+        deleting: false,
+        status_readable: true,
         spec: Ok(CyberdeskSpec { expires_at: Some(at(600)), ..Default::default() }),
         status: CyberdeskStatus::default(),
     }
@@ -95,6 +97,10 @@ fn up() -> Vmi {
     vmi(VmiPhase::Running, true)
 }
 
+fn refused() -> Option<CreateFailure> {
+    Some(CreateFailure { owner: Owner::Row(id()), words: "no".into(), for_good: true })
+}
+
 fn with_end(cr: Cr, reason: Reason) -> Cr {
     let end = Some(reason::end(reason, None, at(-1)));
     let status = CyberdeskStatus { end, phase: Some(Phase::Stopping), ..cr.status };
@@ -110,16 +116,16 @@ struct Situation {
     vm: Seen<Vm>,
     vmi: Seen<Vmi>,
     live: bool,
-    refused: Option<&'static str>,
+    failure: Option<CreateFailure>,
 }
 
 impl Situation {
     fn of_row(row: Row, cr: Seen<Cr>, vm: Seen<Vm>, vmi: Seen<Vmi>) -> Self {
-        Self { key: Key::of_row(id()), row: Present(row), cr, vm, vmi, live: false, refused: None }
+        Self { key: Key::of_row(id()), row: Present(row), cr, vm, vmi, live: false, failure: None }
     }
 
     fn by_hand(cr: Seen<Cr>, vm: Seen<Vm>, vmi: Seen<Vmi>) -> Self {
-        Self { key: Key::new("desk"), row: Absent, cr, vm, vmi, live: false, refused: None }
+        Self { key: Key::new("desk"), row: Absent, cr, vm, vmi, live: false, failure: None }
     }
 
     fn live(self) -> Self {
@@ -134,7 +140,7 @@ impl Situation {
             vm: self.vm.clone(),
             vmi: self.vmi.clone(),
             live: self.live,
-            refused: self.refused,
+            failure: self.failure.as_ref(),
             templates: &TEMPLATES,
         };
         plan(&view, noon())
@@ -159,7 +165,7 @@ impl Situation {
             Action::CreateVm { .. } => "create VM".into(),
             Action::DeleteVm { uid } => format!("delete {uid}"),
             Action::DeleteVmi { uid } => format!("delete {uid}"),
-            Action::DeleteSecret { .. } => "delete Secret".into(),
+            Action::DeleteSecrets { .. } => "delete Secret".into(),
             Action::LookLive => "look live".into(),
             Action::Expire(_) => "expire".into(),
             Action::Forget => "forget".into(),
@@ -187,6 +193,7 @@ fn each_situation_of_a_row_has_its_next_steps() {
     let running = || Row { status: RowStatus::Running, ..served_row() };
     let truncated = || Row { exists: false, ..row() };
     let extended = || Row { expires_at: at(900), generation: 2, ..running() };
+    let just_now = || refused().map(|failure| CreateFailure { for_good: false, ..failure });
     let gone = |vmi: Vmi| Vmi { deleting: true, ..vmi };
 
     let cases = [
@@ -243,12 +250,12 @@ fn each_situation_of_a_row_has_its_next_steps() {
         ),
         (
             "the API server refused the VM",
-            Situation { refused: Some("no"), ..row_(row(), Present(row_cr()), Absent, Absent) },
+            Situation { failure: refused(), ..row_(row(), Present(row_cr()), Absent, Absent) },
             "say Stopping(refused), look live",
         ),
         (
             "an end must have its CR to stand in",
-            Situation { refused: Some("no"), ..row_(row(), Absent, Absent, Absent) },
+            Situation { failure: refused(), ..row_(row(), Absent, Absent, Absent) },
             "create CR",
         ),
         // It ends by what the cluster says.
@@ -306,12 +313,32 @@ fn each_situation_of_a_row_has_its_next_steps() {
         (
             "the VM is gone",
             row_(running(), Present(row_cr()), Absent, Absent).live(),
-            "delete Secret, report over terminated(vm-deleted)",
+            "say Stopping(vm-deleted), delete Secret, report over terminated(vm-deleted)",
         ),
         (
             "a late create after the VM was gone",
             row_(running(), Present(row_cr()), Present(late()), Absent),
             "say Stopping(vm-deleted), delete late",
+        ),
+        (
+            "a crash before a deadline that was missed",
+            row_(due(), Present(row_cr()), Present(vm()), Present(vmi(VmiPhase::Failed, true))),
+            "say Stopping(guest-crashed), delete vm",
+        ),
+        (
+            "the VM cannot be made just now",
+            Situation { failure: just_now(), ..row_(row(), Present(row_cr()), Absent, Absent) },
+            "say Pending(NotCreated), create VM",
+        ),
+        (
+            "somebody's finalizer holds the CR of a live row",
+            row_(extended(), Present(Cr { deleting: true, ..row_cr() }), Present(vm()), Present(up())),
+            "say Running, report seen",
+        ),
+        (
+            "somebody's finalizer holds the CR of an ended row",
+            row_(ended_row(), Present(Cr { deleting: true, ..row_cr() }), Absent, Absent),
+            "",
         ),
         // It ends by the row.
         ("the deadline", row_(due(), Present(row_cr()), Present(vm()), Present(up())), "expire"),
@@ -339,9 +366,9 @@ fn each_situation_of_a_row_has_its_next_steps() {
             "delete Secret, report over error(requested)",
         ),
         (
-            "the first cause counts",
+            "the database has the last word on why",
             row_(stopped_row(), Present(with_end(row_cr(), Reason::GuestCrashed)), Absent, Absent).live(),
-            "delete Secret, report over error(guest-crashed)",
+            "delete Secret, report over terminated(requested)",
         ),
         (
             "a stranger's VM of our name stays",
@@ -371,6 +398,8 @@ fn each_situation_of_a_cr_by_hand_has_its_next_steps() {
         cr.status.virtual_machine_ref = Some(VirtualMachineRef { name: "cyberdesk-desk".into(), uid: "vm".into() });
         cr
     };
+    let held = || Cr { deleting: true, ..hand_cr() };
+    let unknown = || Cr { status_readable: false, ..hand_cr() };
     let of_the_last_one = || Vm { owner: Some(Owner::Hand("older".into())), ..vm() };
     let cases = [
         ("a new CR", hand(Present(hand_cr()), Absent, Absent), "create VM"),
@@ -389,11 +418,23 @@ fn each_situation_of_a_cr_by_hand_has_its_next_steps() {
             "delete Secret, say Error(bad-spec)",
         ),
         ("it was deleted", hand(Absent, Present(vm()), Present(up())), "delete Secret, delete vm"),
+        ("it was deleted, and nothing else is left", hand(Absent, Absent, Absent), "delete Secret, forget"),
+        (
+            "somebody's finalizer holds its CR",
+            hand(Present(held()), Present(vm()), Present(up())),
+            "delete Secret, delete vm",
+        ),
+        ("what was recorded of it cannot be read", hand(Present(unknown()), Absent, Absent), ""),
+        (
+            "its end while the last one's VM is there",
+            hand(Present(due()), Present(of_the_last_one()), Absent),
+            "say Stopping(timeout), delete vm",
+        ),
         ("it was deleted, and the VM left its VMI", hand(Absent, Absent, Present(up())), "delete vmi"),
         (
             "it was deleted and applied anew",
             hand(Present(hand_cr()), Present(of_the_last_one()), Absent),
-            "delete vm, say Pending",
+            "delete Secret, delete vm, say Pending",
         ),
         ("of a database that does not know it", hand(Present(row_cr()), Present(super::tests::vm()), Absent), ""),
         ("a VM made for a row that nobody knows", hand(Absent, Present(super::tests::vm()), Absent), ""),
@@ -491,7 +532,7 @@ fn every_situation() -> Vec<Situation> {
                 for vmi in &vmis {
                     let key = if row == Absent { Key::new("desk") } else { Key::of_row(id()) };
                     let (row, cr, vm, vmi) = (row.clone(), cr.clone(), vm.clone(), vmi.clone());
-                    all.push(Situation { key, row, cr, vm, vmi, live: false, refused: None });
+                    all.push(Situation { key, row, cr, vm, vmi, live: false, failure: None });
                 }
             }
         }
@@ -600,7 +641,7 @@ fn obey(situation: &mut Situation, action: Action) {
         }
         Action::DeleteVm { .. } => (situation.vm, situation.vmi) = (Absent, Absent),
         Action::DeleteVmi { .. } => situation.vmi = Absent,
-        Action::DeleteSecret { .. } => (),
+        Action::DeleteSecrets { .. } => (),
         Action::LookLive => situation.live = true,
         Action::Expire(_) => {
             if let Some(row) = row {
@@ -634,7 +675,7 @@ fn from_everywhere_doing_as_told_leads_to_rest() {
         let terminal = start.row.present().is_some_and(|row| row.desired == Desired::Absent);
         let settled = (0..12).any(|_| {
             let Plan { actions, .. } = situation.plan();
-            let rest = actions.is_empty() || actions == [Action::Forget];
+            let rest = actions.is_empty() || actions.last() == Some(&Action::Forget);
             actions.into_iter().for_each(|action| obey(&mut situation, action));
             // What is being deleted goes in the end, and a restart that is pending comes.
             if situation.vm.present().is_some_and(|vm| vm.deleting) {

@@ -65,7 +65,7 @@ fn a_settled_key_comes_back_at_its_deadline_as_an_end() {
 #[test]
 fn a_failed_key_backs_off_longer_each_time_but_an_end_does_not_wait() {
     let (mut core, mut now) = (Core::default(), Instant::now());
-    let failed = Outcome::Failed { at_least: Duration::ZERO };
+    let failed = Outcome::Failed { at_least: Duration::ZERO, deadline: None };
     let mut waits = vec![];
     core.wake(&key("a"), Lane::Makes);
     for _ in 0..12 {
@@ -93,8 +93,41 @@ fn the_other_side_s_wish_to_wait_longer_is_obeyed() {
     core.wake(&key("a"), Lane::Makes);
     taken(&mut core, now);
     let wish = Duration::from_secs(30);
-    core.done(&key("a"), Lane::Makes, Outcome::Failed { at_least: wish }, now, 0.0);
+    core.done(&key("a"), Lane::Makes, Outcome::Failed { at_least: wish, deadline: None }, now, 0.0);
     assert_eq!(core.next_timer(), Some(now + wish));
+}
+
+#[test]
+fn a_deadline_does_not_wait_for_the_back_off() {
+    let (mut core, mut now) = (Core::default(), Instant::now());
+    let deadline = now + Duration::from_secs(3);
+    core.wake(&key("a"), Lane::Makes);
+    for _ in 0..20 {
+        let Some((taken, lane)) = core.take(now, true) else { break };
+        if now >= deadline {
+            assert_eq!((now, lane), (deadline, Lane::Ends));
+            return;
+        }
+        core.done(&taken, lane, Outcome::Failed { at_least: Duration::ZERO, deadline: Some(deadline) }, now, 1.0);
+        now = core.next_timer().expect("it comes back");
+    }
+    panic!("the deadline went by");
+}
+
+#[test]
+fn an_end_wanted_during_an_end_that_fails_is_tried_again_soon() {
+    let (mut core, mut now) = (Core::default(), Instant::now());
+    let failed = Outcome::Failed { at_least: Duration::ZERO, deadline: None };
+    core.wake(&key("a"), Lane::Ends);
+    for _ in 0..6 {
+        let (taken, lane) = core.take(now, true).expect("it is due");
+        core.done(&taken, lane, failed, now, 1.0);
+        now = core.next_timer().expect("it comes back");
+    }
+    let (taken, lane) = core.take(now, true).expect("it is due");
+    core.wake(&key("a"), Lane::Ends);
+    core.done(&taken, lane, failed, now, 1.0);
+    assert_eq!(core.next_timer(), Some(now + FIRST_BACKOFF));
 }
 
 #[test]

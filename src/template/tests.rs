@@ -65,7 +65,7 @@ fn user_data_goes_into_a_secret_however_it_is_written() {
     for (files, source, wanted) in cases {
         let made = render(&files, None).expect(source);
         let volume = &made.vm["spec"]["template"]["spec"]["volumes"][0];
-        assert_eq!(volume[source], json!({ "secretRef": { "name": "cyberdesk-k1-user-data" } }));
+        assert_eq!(volume[source], json!({ "secretRef": { "name": "cyberdesk-uid-user-data" } }));
         assert_eq!(made.user_data, Some(BTreeMap::from([("userdata".to_owned(), wanted.as_bytes().to_vec())])));
     }
     let own = volume("cloudInitNoCloud: {secretRef: {name: theirs}}");
@@ -122,6 +122,15 @@ fn the_templates_that_ship_render_and_carry_the_owner_s_mark() {
             assert_eq!(Owner::of(&meta).as_ref(), Some(&owner), "{name}{path}");
         }
     }
+}
+
+#[test]
+fn no_log_line_shows_user_data() {
+    let volume = "spec: {template: {spec: {volumes: [{name: c, cloudInitNoCloud: {userData: geheim}}]}}}";
+    let templates = Templates::new("desks", [("default.yaml", VM.replace("spec: {}", volume))]);
+    let made = templates.render(&Key::new("k1"), &Owner::Hand("uid".into()), None, None).expect("renders");
+    let shown = format!("{templates:?} {made:?}");
+    assert!(shown.contains("default") && !shown.contains("geheim"), "{shown}");
 }
 
 proptest::proptest! {

@@ -10,6 +10,7 @@ pub(crate) fn stories() -> Vec<Story> {
     vec![
         story("bad rows and templates say why, and 100 good rows are served", bad_beside_good),
         story("a CR by hand with a bad spec is refused in words", a_bad_cr),
+        story("a row that the database refuses to end holds up no other", a_poisoned_row),
         story("a broken ConfigMap breaks no desktop that runs", a_broken_config_map),
         story("a guest that never schedules says why in its CR", never_schedules),
         story("wrong settings are told all at once", wrong_settings),
@@ -60,6 +61,9 @@ async fn bad_beside_good(world: &World) -> Result<()> {
     for (params, reason, words) in cases {
         bad.push((world.insert_with("1 hour", Some(params)).await?, reason, words));
     }
+    // Postgres takes a number that few programs can.
+    let huge = world.insert_sql("'{\"gpus\": 1e400}'").await?;
+    bad.push((huge, "bad-params", "unreadable"));
     world.insert_many(100).await?;
     let running = "select count(*) from cyberdesk_instances where status = 'running'";
     world.until("the good ones all run", async || Ok(world.count(running).await? == 100)).await?;
@@ -146,5 +150,18 @@ async fn wrong_settings(_: &World) -> Result<()> {
     for wanted in ["DATABASE_URL is not set", "CYBERDESK_NAMESPACE is", "CYBERDESK_POLL_INTERVAL is"] {
         ensure!(words.contains(wanted), "{wanted:?} is missing: {words}");
     }
+    Ok(())
+}
+
+async fn a_poisoned_row(world: &World) -> Result<()> {
+    // The app has a rule of its own, which our report breaks.
+    world.sql("alter table cyberdesk_instances add check (status <> 'error')").await?;
+    world.start_operator(&[]).await?;
+    let poisoned = world.insert_with("1 hour", Some(json!({ "gpus": 8 }))).await?;
+    world.operator_says("the database refuses what became of a desktop").await?;
+    let id = world.running_desktop("1 hour").await?;
+    world.request_shutdown(&id).await?;
+    world.until_over(&id).await?;
+    ensure!(world.row(&poisoned).await?.status == "pending", "it could not be told");
     Ok(())
 }

@@ -130,6 +130,12 @@ impl World {
         Ok(row.get::<_, Uuid>(0).to_string())
     }
 
+    /// The same with params as SQL has them.
+    pub(crate) async fn insert_sql(&self, params: &str) -> Result<String> {
+        let statement = format!("insert into cyberdesk_instances (user_id, params) values ($1, {params}) returning id");
+        Ok(self.app.query_one(&statement, &[&self.user]).await?.get::<_, Uuid>(0).to_string())
+    }
+
     /// Inserts many rows in one statement.
     pub(crate) async fn insert_many(&self, count: i32) -> Result<()> {
         let statement = "insert into cyberdesk_instances (user_id) select $1 from generate_series(1, $2)";

@@ -151,6 +151,10 @@ impl Postgres {
                 .await?
                 .kept();
             migrate(template.url(ADMINISTRATOR)).await.context("migrate the template database")?;
+            // Its limit is meant for the replicas of one operator; here each test has one of its own.
+            let client = template.connect_as(SUPERUSER).await?;
+            client.batch_execute("alter role cyberdesk_daemon connection limit -1").await?;
+            drop(client);
             self.template = database::MIGRATED;
         }
         Ok(())
