@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tracing::info;
 
-use crate::cluster::{Created, Error};
+use crate::cluster::{Created, Error, Written};
 use crate::model::{Seen, Vm, Vmi};
 use crate::names::{ANNOTATION_DATABASE, Key, Owner};
 use crate::operator::Operator;
@@ -18,6 +18,8 @@ pub(crate) enum Acted {
     Done,
     /// Handed to the write-back, whose answer wakes the desktop again.
     Told,
+    /// What it was meant for is gone: what comes after it was decided on something that is no longer so.
+    Overtaken,
     /// VM and VMI as the API server has them now.
     Looked(Box<(Seen<Vm>, Seen<Vmi>)>),
     /// Nothing of the desktop is left.
@@ -36,11 +38,15 @@ impl Operator {
             }
             Action::ApplyCr { uid, owner: (id, user), spec } => {
                 let labels = Owner::Row(id).labels(key, Some(user));
-                self.cluster.apply_cr(key, &uid, labels, self.row_annotations(), &spec).await?;
+                if self.cluster.apply_cr(key, &uid, labels, self.row_annotations(), &spec).await? == Written::Gone {
+                    return Ok(Acted::Overtaken);
+                }
                 info!(desktop = %key, "brought the CR in line with its row");
             }
             Action::WriteCrStatus { uid, status } => {
-                self.cluster.write_cr_status(key, &uid, &status).await?;
+                if self.cluster.write_cr_status(key, &uid, &status).await? == Written::Gone {
+                    return Ok(Acted::Overtaken);
+                }
                 let phase = status.phase.map(|phase| format!("{phase:?}"));
                 info!(desktop = %key, phase, reason = status.reason, "wrote the CR's status");
             }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 pub use cache::Cache;
 pub use objects::{CrObject, Observed, VmObject, VmiObject};
 pub(crate) use watch::{follow, follow_templates};
-pub use write::{Cluster, Created, Error};
+pub use write::{Cluster, Created, Error, Written};
 
 /// Longest time for one call. A write that hangs longer could land after this process was replaced.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);

@@ -239,6 +239,7 @@ impl Operator {
                 match self.act(key, action).await {
                     Ok(Acted::Done) => (),
                     Ok(Acted::Told) => told = true,
+                    Ok(Acted::Overtaken) => break,
                     Ok(Acted::Looked(seen)) => live = Some(*seen),
                     Ok(Acted::Forgotten) => return Outcome::Settled(None),
                     Err(error) => {

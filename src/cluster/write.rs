@@ -32,6 +32,15 @@ pub enum Created {
     Refused(String),
 }
 
+/// What became of a write to one object, meant by its UID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// It was written.
+    There,
+    /// It is not there any more, though another may have its name: nothing was written.
+    Gone,
+}
+
 /// A call that was not done. The next look decides anew.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -45,6 +54,16 @@ pub enum Error {
         /// Why not.
         #[source]
         source: Box<kube::Error>,
+    },
+    /// The API server will not take it as it is.
+    #[error("{verb} {object}: {words}")]
+    Refused {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        object: String,
+        /// The API server's words.
+        words: String,
     },
     /// No answer in time. It may have been done all the same.
     #[error("{verb} {object}: no answer within {} s", CALL_DEADLINE.as_secs())]
@@ -64,7 +83,7 @@ impl Error {
                 kube::Error::Api(status) => status.details.as_ref().map_or(0, |details| details.retry_after_seconds),
                 _ => 0,
             },
-            Self::Deadline { .. } => 0,
+            Self::Refused { .. } | Self::Deadline { .. } => 0,
         };
         Duration::from_secs(u64::from(seconds))
     }
@@ -75,7 +94,7 @@ impl Error {
                 kube::Error::Api(status) => Some((status.code, status.message.as_str())),
                 _ => None,
             },
-            Self::Deadline { .. } => None,
+            Self::Refused { .. } | Self::Deadline { .. } => None,
         }
     }
 
@@ -139,16 +158,20 @@ impl Cluster {
         labels: BTreeMap<String, String>,
         annotations: BTreeMap<String, String>,
         spec: &CyberdeskSpec,
-    ) -> Result<Created, Error> {
+    ) -> Result<(), Error> {
         let body = cr_body(key, labels, annotations, spec);
-        self.create(&self.raw_crs, &self.crs, &self.cr_cache, key, key.as_str(), body).await
+        match self.create(&self.raw_crs, &self.crs, &self.cr_cache, key, key.as_str(), body).await? {
+            Created::There => Ok(()),
+            // Our own spec: nobody's input could mend it.
+            Created::Refused(words) => Err(Error::Refused { verb: "create", object: key.to_string(), words }),
+        }
     }
 
     /// Makes labels and spec of the row's CR what the row wants.
     ///
     /// # Errors
     ///
-    /// If it was not done; also if the CR of this UID is gone.
+    /// If it was not done, and the CR of this UID is still there.
     pub async fn apply_cr(
         &self,
         key: &Key,
@@ -156,7 +179,7 @@ impl Cluster {
         labels: BTreeMap<String, String>,
         annotations: BTreeMap<String, String>,
         spec: &CyberdeskSpec,
-    ) -> Result<(), Error> {
+    ) -> Result<Written, Error> {
         let mut body = cr_body(key, labels, annotations, spec);
         // With the UID, a CR that is gone is an error; without it, apply would make it again.
         body["metadata"]["uid"] = uid.into();
@@ -169,8 +192,8 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// If it was not done; also if the CR of this UID is gone.
-    pub async fn write_cr_status(&self, key: &Key, uid: &str, status: &CyberdeskStatus) -> Result<(), Error> {
+    /// If it was not done, and the CR of this UID is still there.
+    pub async fn write_cr_status(&self, key: &Key, uid: &str, status: &CyberdeskStatus) -> Result<Written, Error> {
         // In a merge patch the UID would be ignored: the status strategy keeps the old metadata.
         let patch = json!([
             { "op": "test", "path": "/metadata/uid", "value": uid },
@@ -183,16 +206,16 @@ impl Cluster {
     }
 
     /// What follows from the answer to a write that was meant for the CR of this UID. Where it is not there any
-    /// more, nothing was done and nothing needs to be; the cache learns what is there instead.
-    async fn take_in_cr(&self, key: &Key, uid: &str, written: Result<CrObject, Error>) -> Result<(), Error> {
+    /// more, the cache learns what is there instead.
+    async fn take_in_cr(&self, key: &Key, uid: &str, written: Result<CrObject, Error>) -> Result<Written, Error> {
         match written {
             Ok(object) => {
                 take_in(&self.cr_cache, key, &object);
-                Ok(())
+                Ok(Written::There)
             }
             Err(error) if error.is(404) || error.is(409) || error.is(422) => {
                 let there = self.get(&self.crs, &self.cr_cache, key, key.as_str()).await?;
-                if there.present().is_some_and(|cr| cr.uid == uid) { Err(error) } else { Ok(()) }
+                if there.present().is_some_and(|cr| cr.uid == uid) { Err(error) } else { Ok(Written::Gone) }
             }
             Err(error) => Err(error),
         }
