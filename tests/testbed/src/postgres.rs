@@ -64,6 +64,8 @@ async fn apply_migrations(url: String) -> Result<()> {
     let (mut client, connection) = tokio_postgres::connect(&url, NoTls).await?;
     tokio::spawn(connection);
     cyberdesk_operator::database::migrate::migrate(&mut client, None).await?;
+    // Its limit is meant for the replicas of one operator; here each test has an operator of its own.
+    client.batch_execute("alter role cyberdesk_daemon connection limit -1").await?;
     Ok(())
 }
 
@@ -151,10 +153,6 @@ impl Postgres {
                 .await?
                 .kept();
             migrate(template.url(ADMINISTRATOR)).await.context("migrate the template database")?;
-            // Its limit is meant for the replicas of one operator; here each test has one of its own.
-            let client = template.connect_as(SUPERUSER).await?;
-            client.batch_execute("alter role cyberdesk_daemon connection limit -1").await?;
-            drop(client);
             self.template = database::MIGRATED;
         }
         Ok(())
