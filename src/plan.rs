@@ -9,18 +9,20 @@
 //! - An end that the cluster decided (crash, power-off) stands in the CR before the VM is deleted.
 //! - What is not marked as this desktop's is never touched.
 
+mod status;
+
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::crd::{CyberdeskSpec, CyberdeskStatus, End, Phase, VirtualMachineRef};
+use crate::crd::{CyberdeskSpec, CyberdeskStatus, End, Phase};
 use crate::model::{Cr, Desired, Now, Report, Row, RowStatus, RunStrategy, Seen, Vm, Vmi, VmiPhase, later};
 use crate::names::{Key, Owner, secrets_by_hand};
 use crate::reason::{self, Reason};
 use crate::template::{Manifests, Refusal, Templates};
+use status::Course;
 
 /// How long a desktop applied by hand lives when its spec does not say: as long as a row's by default.
 const DEFAULT_LIFETIME: SignedDuration = SignedDuration::from_hours(24);
@@ -314,10 +316,10 @@ impl<'a> Desktop<'a> {
                     actions.push(Action::DeleteSecrets { selector: secrets_by_hand(view.key) });
                     actions.push(Action::DeleteVm { uid: vm.uid.clone() });
                 }
-                actions.extend(self.status(view, None, now));
+                actions.extend(self.status(view, Course::Lives, now));
             }
             (Some(vm), _) => {
-                actions.extend(self.status(view, None, now));
+                actions.extend(self.status(view, Course::Lives, now));
                 actions.extend(self.row.and_then(|row| news(row, vm, view.vmi.present())));
                 let may_be_over =
                     view.vmi == Seen::Absent && vm.run_strategy == RunStrategy::RerunOnFailure && self.has_run();
@@ -328,7 +330,7 @@ impl<'a> Desktop<'a> {
             (None, Some(Ok(manifests))) => {
                 // While all goes well, the status comes with the VM; it would cost a write of its own.
                 if self.failure(view).is_some() {
-                    actions.extend(self.status(view, None, now));
+                    actions.extend(self.status(view, Course::Lives, now));
                 }
                 actions.push(Action::CreateVm { owner: self.owner.clone(), manifests: Box::new(manifests) });
             }
@@ -365,7 +367,7 @@ impl<'a> Desktop<'a> {
 
     /// Brings a desktop whose end is decided to it: VM first, then the word that it is over, CR last.
     fn end(&self, view: &View<'_>, end: &End, now: Now) -> Plan {
-        let mut actions: Vec<Action> = self.status(view, Some((end, false)), now).into_iter().collect();
+        let mut actions: Vec<Action> = self.status(view, Course::Ends(end), now).into_iter().collect();
         let ours = |owner: &Option<Owner>| owner.as_ref() == Some(&self.owner) || self.is_predecessors(owner);
         match (&view.vm, &view.vmi) {
             (Seen::Unknown, _) | (_, Seen::Unknown) => (),
@@ -381,7 +383,7 @@ impl<'a> Desktop<'a> {
             }
             _ if !view.live => {
                 // A CR by hand whose last word is written has nothing more to be looked for.
-                let over = self.status(view, Some((end, true)), now).is_none();
+                let over = self.status(view, Course::Over(end), now).is_none();
                 if self.row.is_none() && over {
                     return Plan::nothing();
                 }
@@ -399,7 +401,7 @@ impl<'a> Desktop<'a> {
                     }
                     None => {
                         actions = vec![secrets];
-                        actions.extend(self.status(view, Some((end, true)), now));
+                        actions.extend(self.status(view, Course::Over(end), now));
                     }
                 }
             }
@@ -408,25 +410,20 @@ impl<'a> Desktop<'a> {
     }
 
     /// The write that makes the CR's status true, if it is not.
-    fn status(&self, view: &View<'_>, end: Option<(&End, bool)>, now: Now) -> Option<Action> {
+    fn status(&self, view: &View<'_>, course: Course<'_>, now: Now) -> Option<Action> {
         let cr = self.cr?;
         // Once over, what was last known of it stays.
-        if end.is_some_and(|(_, over)| !over) && is_over(&cr.status) {
+        if matches!(course, Course::Ends(_)) && status::is_over(&cr.status) {
             return None;
         }
-        let status = status(cr, view, end, self.expires_at, self.now(now), &self.owner);
+        let status = status::project(view, cr, course, self.expires_at, self.now(now), &self.owner);
         (status != cr.status).then(|| Action::WriteCrStatus { uid: cr.uid.clone(), status: Box::new(status) })
     }
 }
 
-/// Whether the guest can be used. KubeVirt leaves `Ready` as it was on a VMI that has ended or is being deleted.
-fn is_ready(vmi: &Vmi) -> bool {
-    vmi.ready && vmi.phase == VmiPhase::Running && !vmi.deleting
-}
-
 /// What the database does not know yet of a desktop that lives.
 fn news(row: &Row, vm: &Vm, vmi: Option<&Vmi>) -> Option<Action> {
-    let ready = vmi.is_some_and(is_ready);
+    let ready = vmi.is_some_and(status::is_ready);
     let status = (ready && row.status == RowStatus::Pending).then_some(RowStatus::Running);
     let known = row.observed_generation >= row.generation && row.vm_uid.as_deref() == Some(&vm.uid);
     (!known || status.is_some()).then(|| {
@@ -509,83 +506,6 @@ fn refuse_spec(view: &View<'_>, cr: &Cr, why: &str, now: Now) -> Plan {
     };
     let end = reason::end(Reason::BadSpec, Some(why.to_owned()), now.cluster);
     desktop.end(view, desktop.decided_end(now).as_ref().unwrap_or(&end), now)
-}
-
-fn is_over(status: &CyberdeskStatus) -> bool {
-    status.end.is_some() && matches!(status.phase, Some(Phase::Terminated | Phase::Error))
-}
-
-/// The status that a CR should have.
-fn status(
-    cr: &Cr,
-    view: &View<'_>,
-    end: Option<(&End, bool)>,
-    expires_at: Timestamp,
-    now: Timestamp,
-    owner: &Owner,
-) -> CyberdeskStatus {
-    let before = &cr.status;
-    let vm = view.vm.present().filter(|vm| vm.owner.as_ref() == Some(owner));
-    let vmi = view.vmi.present().filter(|_| vm.is_some());
-    let ready = vmi.is_some_and(is_ready);
-    let phase = match end {
-        Some((end, true)) => end.phase,
-        Some((_, false)) => Phase::Stopping,
-        None if ready => Phase::Running,
-        None if vm.is_some() => Phase::Starting,
-        None => Phase::Pending,
-    };
-    // Until the guest runs, KubeVirt's own words for what it waits for are all there is to say.
-    let not_made = view.failure.filter(|failure| failure.owner == *owner && vm.is_none());
-    let held_up = not_made
-        .map(|failure| ("NotCreated".to_owned(), reason::cut(failure.words.clone())))
-        .or_else(|| vm.and_then(|vm| vm.failure.clone().map(|words| ("FailedCreate".to_owned(), reason::cut(words)))))
-        .or_else(|| vmi.and_then(|vmi| vmi.waiting.clone()).map(|(why, words)| (why, reason::cut(words))))
-        .filter(|_| !ready);
-    let (why, message) = match (end, held_up) {
-        (Some((end, _)), _) => (Some(end.reason.clone()), end.message.clone()),
-        (None, Some((why, words))) => (Some(why), Some(words)),
-        (None, None) => (None, None),
-    };
-    // Node and address are news once the guest is ready; before, they would cost a write of their own.
-    let placed = vmi.filter(|_| ready || before.start_time.is_some());
-    let over = end.is_some_and(|(_, over)| over);
-    let condition = |kind: &str, holds: bool| {
-        let state = if holds { "True" } else { "False" };
-        let reason = why.clone().unwrap_or_else(|| format!("{phase:?}"));
-        let last = before.conditions.iter().flatten().find(|c| c.type_ == kind);
-        let since = last
-            .filter(|last| last.status == state)
-            .map_or_else(|| Time(whole_seconds(now)), |last| last.last_transition_time.clone());
-        Condition {
-            type_: kind.to_owned(),
-            status: state.to_owned(),
-            reason,
-            message: message.clone().unwrap_or_default(),
-            observed_generation: Some(cr.generation),
-            last_transition_time: since,
-        }
-    };
-    CyberdeskStatus {
-        phase: Some(phase),
-        conditions: Some(vec![condition("Ready", ready && end.is_none()), condition("Ended", over)]),
-        reason: why.clone(),
-        message: message.clone(),
-        observed_generation: Some(cr.generation),
-        virtual_machine_ref: vm
-            .map(|vm| VirtualMachineRef { name: view.key.vm_name(), uid: vm.uid.clone() })
-            .or_else(|| before.virtual_machine_ref.clone()),
-        start_time: before.start_time.or_else(|| ready.then(|| whole_seconds(now))),
-        expiry_time: Some(whole_seconds(expires_at)),
-        node: placed.map_or_else(|| before.node.clone(), |vmi| vmi.node.clone()),
-        ip: placed.map_or_else(|| before.ip.clone(), |vmi| vmi.ip.clone()),
-        end: end.map(|(end, _)| end.clone()),
-    }
-}
-
-/// Times that people read in kubectl need no fractions.
-fn whole_seconds(at: Timestamp) -> Timestamp {
-    Timestamp::from_second(at.as_second()).expect("a whole second of a timestamp is a timestamp")
 }
 
 #[cfg(test)]

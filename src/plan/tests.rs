@@ -1,6 +1,7 @@
 use std::sync::LazyLock;
 
 use super::*;
+use crate::crd::VirtualMachineRef;
 
 const NOON: i64 = 1_800_000_000;
 
