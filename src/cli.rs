@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
@@ -30,8 +30,9 @@ struct Arguments {
 enum Command {
     /// Run the daemon.
     Run,
-    /// Bring the database to the schema of this version. DATABASE_URL is that of the owner of the schema
-    /// here (on Supabase: the role postgres), not the daemon's.
+    /// Bring the database to the schema of this version.
+    ///
+    /// DATABASE_URL is that of the owner of the schema here (on Supabase: the role postgres), not the daemon's.
     Migrate {
         /// A file with the password to give to the daemon's role, cyberdesk_daemon. Without it the role
         /// keeps the password that it has; a new role has none, and cannot log in by password.
@@ -89,8 +90,9 @@ fn read_dotenv() -> anyhow::Result<()> {
 }
 
 async fn migrate(daemon_password: Option<&str>) -> anyhow::Result<()> {
-    let url = std::env::var("DATABASE_URL")
-        .context("DATABASE_URL is not set; for migrate it is the URL of the schema's owner, such as postgres://postgres:PASSWORD@HOST:5432/postgres")?;
+    let url = std::env::var("DATABASE_URL").map_err(|_| {
+        anyhow!("DATABASE_URL is not set; for migrate it is the URL of the schema's owner, such as postgres://postgres:PASSWORD@HOST:5432/postgres")
+    })?;
     let target = Target::from_url(&url).context("DATABASE_URL")?;
     let (mut client, connection) = target.connect().await.context("connect to the database")?;
     let connection = tokio::spawn(connection);

@@ -137,8 +137,11 @@ impl Templates {
 
         let file = format!("{name}.yaml");
         let text = source.vm.as_deref().expect("sources without a VM are dropped when they are read");
-        let mut vm: Value =
-            serde_saphyr::from_str(text).map_err(|error| bad_template(format!("{file} is not YAML: {error}")))?;
+        let mut vm: Value = serde_saphyr::from_str(text).map_err(|error| {
+            // What follows the first line is a drawing of the place.
+            let error = error.to_string();
+            bad_template(format!("{file} is not YAML: {}", error.lines().next().unwrap_or_default()))
+        })?;
         fill(&mut vm, &variables).map_err(|why| why.in_file(&file, text))?;
 
         let secret_name = owner.secret_name();

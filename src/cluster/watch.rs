@@ -85,11 +85,17 @@ pub(crate) async fn follow_templates(
     namespace: &str,
     templates: &watch::Sender<Option<Arc<Templates>>>,
 ) {
-    let set = |next: Templates| {
+    let set = |map: Option<ConfigMap>| {
+        let found = map.is_some();
+        let next = map.map_or_else(|| Templates::built_in(namespace), |map| read(namespace, map));
         templates.send_if_modified(|current| {
             let news = current.as_deref() != Some(&next);
-            if news {
+            if news && found {
                 info!(config_map = TEMPLATES, "VM templates taken into use");
+            } else if news {
+                info!(config_map = TEMPLATES, "there is no ConfigMap with VM templates: those built in are used");
+            }
+            if news {
                 *current = Some(Arc::new(next));
             }
             news
@@ -110,15 +116,15 @@ pub(crate) async fn follow_templates(
                 false
             }
             Ok(Event::InitDone) => {
-                set(found.take().map_or_else(|| Templates::built_in(namespace), |map| read(namespace, map)));
+                set(found.take());
                 false
             }
             Ok(Event::Apply(map)) => {
-                set(read(namespace, map));
+                set(Some(map));
                 false
             }
             Ok(Event::Delete(_)) => {
-                set(Templates::built_in(namespace));
+                set(None);
                 false
             }
             Err(error) => {

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use rustls::{ClientConfig, RootCertStore};
 use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -122,6 +123,8 @@ pub(crate) async fn query(pool: &Pool, statement: &str, params: &[Param<'_>]) ->
     let client = pool.get().await.context("take a connection")?;
     let answer = tokio::time::timeout(STATEMENT_DEADLINE, client.query_typed(statement, params)).await;
     match answer {
+        Ok(Err(error)) if error.code() == Some(&SqlState::INVALID_SCHEMA_NAME) => Err(anyhow::Error::new(error)
+            .context("the database has no schema of ours: run `cyberdesk-operator migrate` first")),
         Ok(answer) => Ok(answer?),
         Err(_) => {
             // It would keep the next statement waiting.

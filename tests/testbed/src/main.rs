@@ -105,13 +105,19 @@ async fn up(options: &Up) -> Result<ExitCode> {
     };
     let running = world.announce()?;
     let (database_url, kubeconfig) = (&running.database_url, running.kubeconfig.display());
-    println!("DATABASE_URL={database_url}");
-    println!("KUBECONFIG={kubeconfig}");
-    eprintln!("Ready. Ctrl-C ends it and leaves nothing behind. In another terminal:");
-    eprintln!("  psql '{database_url}'    or    cargo testbed sql 'select 1'");
-    eprintln!(
-        "  kubectl --kubeconfig {kubeconfig} -n {NAMESPACE} get cd,vm,vmi    or    cargo testbed kubectl -n {NAMESPACE} get cd,vm,vmi"
-    );
+    println!("export DATABASE_URL='{database_url}'");
+    println!("export KUBECONFIG='{kubeconfig}'");
+    eprintln!("Ready. Ctrl-C ends it and leaves nothing behind. In another terminal, with these lines pasted:");
+    eprintln!("  psql \"$DATABASE_URL\"");
+    eprintln!("  kubectl -n {NAMESPACE} get cd,vm,vmi");
+    eprintln!("Without psql and kubectl:");
+    eprintln!("  cargo testbed sql 'select 1'");
+    eprintln!("  cargo testbed kubectl -n {NAMESPACE} get cd,vm,vmi");
+    if world.operator.is_none() {
+        eprintln!("The operator:");
+        eprintln!("  cargo run -- migrate");
+        eprintln!("  cargo run -- run");
+    }
     match &world.operator {
         None => interrupt.came().await,
         Some(operator) => {

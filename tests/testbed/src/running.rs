@@ -44,6 +44,12 @@ impl Running {
             })
             .collect();
         notes.sort();
+        if notes.len() > 1 {
+            eprintln!(
+                "{} testbeds are running; this goes to the newest. DATABASE_URL and KUBECONFIG name another.",
+                notes.len()
+            );
+        }
         let (_, newest) = notes.pop().context("no testbed is running; start one with `cargo testbed`")?;
         Ok(serde_json::from_slice(&std::fs::read(newest)?)?)
     }

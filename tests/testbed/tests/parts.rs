@@ -237,8 +237,9 @@ async fn the_testbed_comes_up_and_leaves_nothing_behind() -> Result<()> {
     let Some(database_url) = lines.next() else { bail!("{}", std::fs::read_to_string(words.path())?) };
     let database_url = database_url?;
     let kubeconfig = lines.next().context("it says where the API is")??;
-    let database_url = database_url.strip_prefix("DATABASE_URL=").context("a variable")?;
-    let kubeconfig = PathBuf::from(kubeconfig.strip_prefix("KUBECONFIG=").context("a variable")?);
+    let database_url = database_url.strip_prefix("export DATABASE_URL='").context("a variable")?.trim_end_matches('\'');
+    let kubeconfig =
+        PathBuf::from(kubeconfig.strip_prefix("export KUBECONFIG='").context("a variable")?.trim_end_matches('\''));
     assert!(kubeconfig.is_file());
 
     let mut sql = Command::new(TESTBED)

@@ -37,7 +37,7 @@ pub(crate) fn text(running: &Running, log: &str, user: Uuid, tools: &Tools) -> S
     };
     let look = sql("select id, status, reason, message, ended_at from cyberdesk_instances");
     let insert = sql(&format!(
-        "insert into cyberdesk_instances (user_id, status, timeout_at) values ('{user}', 'pending', now() + interval '10 minutes') returning id, status"
+        "insert into cyberdesk_instances (user_id, status, timeout_at) values ('{user}', 'pending', now() at time zone 'utc' + interval '10 minutes') returning id, status"
     ));
     let end = sql(
         "select (desktop).id, (desktop).status, changed from cyberdesk_instances i, request_shutdown(i.id) where i.ended_at is null",
