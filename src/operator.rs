@@ -42,6 +42,8 @@ const AGAIN_AFTER_WAKE: [Duration; 2] = [Duration::from_millis(25), Duration::fr
 const LEAST_GAP: Duration = Duration::from_millis(5);
 /// While notifications are not proven to arrive, rows are looked at this often at least.
 const DEAF_POLL: Duration = Duration::from_secs(1);
+/// While more rows have changed than one look reads, all are read this often: a look at all costs far more.
+const BACKLOG_RESYNC: Duration = Duration::from_secs(1);
 /// How often the clocks are read.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often they are read in quick succession at first.
@@ -324,11 +326,14 @@ impl Operator {
         loop {
             let resync = Instant::now() >= next_resync;
             let began = Instant::now();
-            let result = if resync { self.resync().await } else { self.read_changes().await };
+            let result = if resync { self.resync().await.map(|()| true) } else { self.read_changes().await };
             match result {
-                Ok(()) => {
+                Ok(all) => {
                     if resync {
                         next_resync = Instant::now() + config.resync_interval;
+                    } else if !all {
+                        // The newest changes are at the end of the queue; a shutdown may be among them.
+                        next_resync = next_resync.min(Instant::now() + BACKLOG_RESYNC);
                     }
                     trouble = false;
                 }
@@ -352,12 +357,12 @@ impl Operator {
         }
     }
 
-    async fn read_changes(&self) -> anyhow::Result<()> {
+    /// Reads the rows that changed, oldest change first. Tells whether these were all.
+    async fn read_changes(&self) -> anyhow::Result<bool> {
         let changed = rows::dirty(&self.pool).await?;
         let all = usize::try_from(rows::SCAN).is_ok_and(|most| changed.len() < most);
         self.store.take_in(changed, &self.queue);
-        // The newest changes are at the end of a queue that is longer than this; a shutdown may be among them.
-        if all { Ok(()) } else { self.resync().await }
+        Ok(all)
     }
 
     /// Reads all rows that are not over, and looks at everything in the cluster that has our name.

@@ -3,6 +3,7 @@
 //! Each story has a database, a namespace and an operator of its own, and waits on states, never on time.
 //! When one fails, it shows its rows, its objects and the operator's log.
 
+mod absence;
 mod account;
 mod bad_input;
 mod by_hand;
@@ -73,6 +74,7 @@ fn stories() -> Vec<Story> {
         wakeups::stories(),
         restarts::stories(),
         bad_input::stories(),
+        absence::stories(),
         scale::stories(),
     ]
     .into_iter()
