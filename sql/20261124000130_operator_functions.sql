@@ -1,4 +1,4 @@
--- What the operator does beside writing back: deadlines with idle timeouts, warnings, its sign of life, retention.
+-- What the operator does besides writing back: deadlines with idle timeouts, warnings, its sign of life, retention.
 
 -- The database keeps params.idle_timeout to itself: a template is not asked about it.
 create or replace view cyberdesk.desktop_state as
@@ -21,7 +21,7 @@ select d.id,
   from cyberdesk.desktop d
   left join public.cyberdesk_instances c on c.id = d.id;
 
-create function cyberdesk.move_deadlines(ids uuid[]) returns void
+create function cyberdesk.move_deadlines(ids uuid[]) returns setof uuid
   language sql security definer set search_path = '' as
 $$
   update cyberdesk.desktop d
@@ -30,8 +30,9 @@ $$
             from cyberdesk.desktop_state t join cyberdesk.desktop p on p.id = t.id
            where t.id = any (ids) and t.desired = 'present' and p.idle_timeout is not null) s
    where d.id = s.id and d.expires_at < s.due_at
+  returning d.id
 $$;
-comment on function cyberdesk.move_deadlines(uuid[]) is 'Takes in the touches since the idle deadline of these was last looked at. The caller holds the locks.';
+comment on function cyberdesk.move_deadlines(uuid[]) is 'Takes in the touches since the idle deadline of these was last looked at. Whose it moved. The caller holds the locks.';
 
 create or replace function cyberdesk.expire(epoch bigint, token uuid, ids uuid[]) returns table (id uuid, answer text)
   language plpgsql security definer set search_path = '' as
@@ -40,6 +41,7 @@ $$
 declare
   known uuid[];
   free uuid[];
+  touched uuid[];
   live uuid[];
   due uuid[];
   out_of_time uuid[];
@@ -48,7 +50,7 @@ begin
   select coalesce(array_agg(l.id), '{}'), coalesce(array_agg(l.id) filter (where l.free), '{}')
     into known, free from cyberdesk.lock_desktops(ids) l;
   -- Read under the lock: an extension or touch that committed before is seen, one that comes later finds the latch.
-  perform cyberdesk.move_deadlines(free);
+  touched := array(select cyberdesk.move_deadlines(free));
   select coalesce(array_agg(s.id), '{}'),
          coalesce(array_agg(s.id) filter (where s.expires_at <= clock_timestamp()), '{}'),
          coalesce(array_agg(s.id) filter (where s.timeout_at <= clock_timestamp()), '{}')
@@ -62,6 +64,7 @@ begin
              when e.id <> all (known) then 'missing'
              when e.id <> all (free) then 'busy'
              when e.id = any (due) then 'expired'
+             when e.id = any (touched) then 'touched'
              when e.id = any (live) then 'extended'
              else 'same'
            end
@@ -69,8 +72,8 @@ begin
 end
 $$;
 comment on function cyberdesk.expire(bigint, uuid, uuid[]) is
-  'Ends those of these that are due: as timeout if timeout_at has come, else as idle. Says of each: expired; extended (it is not due, or was touched '
-  'since); same (ending already); busy; missing.';
+  'Ends those of these that are due: as timeout if timeout_at has come, else as idle. Says of each: expired; touched '
+  '(its idle deadline has moved); extended (it is not due); same (ending already); busy; missing.';
 
 create function cyberdesk.warn(epoch bigint, token uuid, max int)
   returns table (warned bigint, next_in_seconds double precision)
@@ -117,16 +120,20 @@ comment on function cyberdesk.warn(bigint, uuid, int) is
   'Fills warned_at of desktops whose end is near, at most max, the nearest first. How many it warned, and the seconds to the next that it can tell of: '
   'null if there is none within a minute.';
 
-create function cyberdesk.sign_of_life(epoch bigint, token uuid) returns boolean
+create function cyberdesk.sign_of_life(epoch bigint, token uuid) returns void
   language plpgsql security definer set search_path = '' as
 $$
 begin
   perform cyberdesk.check_fence(sign_of_life.epoch, sign_of_life.token);
   update cyberdesk.service s set seen_at = clock_timestamp();
-  return coalesce((select s.paused from cyberdesk.settings s), false);
 end
 $$;
-comment on function cyberdesk.sign_of_life(bigint, uuid) is 'Tells desktop_service_state that an operator serves. Whether new desktops shall wait (settings.paused).';
+comment on function cyberdesk.sign_of_life(bigint, uuid) is 'Tells desktop_service_state that an operator serves.';
+
+create function cyberdesk.paused() returns boolean
+  language sql stable security definer set search_path = '' as
+$$ select coalesce((select s.paused from cyberdesk.settings s), false) $$;
+comment on function cyberdesk.paused() is 'Whether new desktops shall wait (settings.paused).';
 
 create function cyberdesk.trim(epoch bigint, token uuid) returns bigint
   language plpgsql security definer set search_path = '' as
@@ -200,10 +207,12 @@ revoke all on function
   cyberdesk.move_deadlines(uuid[]),
   cyberdesk.warn(bigint, uuid, int),
   cyberdesk.sign_of_life(bigint, uuid),
+  cyberdesk.paused(),
   cyberdesk.trim(bigint, uuid)
 from public;
 grant execute on function
   cyberdesk.warn(bigint, uuid, int),
   cyberdesk.sign_of_life(bigint, uuid),
+  cyberdesk.paused(),
   cyberdesk.trim(bigint, uuid)
 to cyberdesk_daemon;

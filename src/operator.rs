@@ -1,8 +1,9 @@
 //! The daemon: sources wake keys, workers look, plan and act on them, one desktop at a time each.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::act::Acted;
 use crate::clock::{Clock, Reading};
 use crate::cluster::{self, Cluster, follow, follow_templates};
 use crate::config::Config;
+use crate::database::housekeeping;
 use crate::database::listen::{self, Wakeups};
 use crate::database::rows;
 use crate::database::store::{Remembered, Store};
@@ -44,6 +46,8 @@ const LEAST_GAP: Duration = Duration::from_millis(5);
 const DEAF_POLL: Duration = Duration::from_secs(1);
 /// While more rows have changed than one look reads, all are read this often: a look at all costs far more.
 const BACKLOG_RESYNC: Duration = Duration::from_secs(1);
+/// How often it is read whether new desktops shall wait.
+const PAUSE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the clocks are read.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often they are read in quick succession at first.
@@ -65,6 +69,8 @@ pub struct Operator {
     templates: watch::Sender<Option<Arc<Templates>>>,
     failures: Mutex<HashMap<Key, CreateFailure>>,
     database_id: Mutex<Option<Uuid>>,
+    /// An administrator wants new desktops to wait.
+    paused: AtomicBool,
     pool: Pool,
     makes_in_flight: AtomicUsize,
 }
@@ -93,6 +99,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         templates: watch::Sender::new(templates),
         failures: Mutex::default(),
         database_id: Mutex::default(),
+        paused: AtomicBool::default(),
         pool,
         makes_in_flight: AtomicUsize::new(0),
     });
@@ -123,7 +130,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let stopped = tokio::select! {
         () = told_to_stop => Ok(()),
         () = work(&operator, config.concurrency, &stopping) => Ok(()),
-        fenced = operator.write() => fenced,
+        fenced = operator.write(config.resync_interval) => fenced,
         () = operator.scan(&config, &wakeups) => unreachable!("the scan goes on for ever"),
         () = listen::run(&config.database, &operator.pool, &wakeups) => unreachable!("the listener goes on for ever"),
         () = operator.read_clocks(&client) => unreachable!("the clocks are read for ever"),
@@ -274,7 +281,9 @@ impl Operator {
             }
         };
         let failure = self.failures().get(key).cloned();
-        let view = View { key, row, cr, vm, vmi, live: is_live, failure: failure.as_ref(), templates: &templates };
+        let paused = self.paused.load(Ordering::Relaxed);
+        let failure = failure.as_ref();
+        let view = View { key, row, cr, vm, vmi, live: is_live, failure, paused, templates: &templates };
         let plan = plan(&view, now);
         debug!(desktop = %key, cr = ?view.cr, vm = ?view.vm, vmi = ?view.vmi, actions = ?plan.actions, "looked");
         Some(plan)
@@ -295,8 +304,8 @@ impl Operator {
         })
     }
 
-    /// Begins a term, and writes back for as long as it lasts.
-    async fn write(&self) -> anyhow::Result<()> {
+    /// Begins a term, and writes for as long as it lasts.
+    async fn write(&self, repair_interval: Duration) -> anyhow::Result<()> {
         // In a pod, the host's name is the pod's.
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let holder = format!("{host}/{}", std::process::id());
@@ -312,10 +321,12 @@ impl Operator {
             backoff = (backoff * 2).min(Duration::from_secs(5));
         };
         info!(epoch = term.epoch, "writing to the database");
-        self.write_back
-            .run(&self.pool, term, &self.store, &self.queue)
-            .await
-            .context("another daemon writes to this database now; this one stops")
+        tokio::select! {
+            fenced = self.write_back.run(&self.pool, term, &self.store, &self.queue) => fenced,
+            fenced = housekeeping::run(&self.pool, term, repair_interval) => fenced,
+            never = self.heed_pause() => match never {},
+        }
+        .context("another daemon writes to this database now; this one stops")
     }
 
     /// Looks for changed rows: at once when notified, and every so often in any case.
@@ -365,8 +376,33 @@ impl Operator {
         Ok(all)
     }
 
+    /// Reads every so often whether new desktops shall wait; once they need not any more, all are looked at.
+    async fn heed_pause(&self) -> Infallible {
+        loop {
+            sleep(PAUSE_INTERVAL).await;
+            let waited = self.paused.load(Ordering::Relaxed);
+            let again = async {
+                self.read_pause().await?;
+                if waited && !self.paused.load(Ordering::Relaxed) { self.resync().await } else { Ok(()) }
+            };
+            if let Err(error) = again.await {
+                debug!(error = %chain(error.as_ref()), "cannot read whether new desktops shall wait");
+            }
+        }
+    }
+
+    async fn read_pause(&self) -> anyhow::Result<()> {
+        let paused = rows::paused(&self.pool).await?;
+        if self.paused.swap(paused, Ordering::Relaxed) != paused {
+            info!(paused, "an administrator has paused the making of new desktops, or has it go on");
+        }
+        Ok(())
+    }
+
     /// Reads all rows that are not over, and looks at everything in the cluster that has our name.
     async fn resync(&self) -> anyhow::Result<()> {
+        // Before the rows, so that none is made that should wait.
+        self.read_pause().await?;
         if self.database_id().is_none() {
             let id = rows::identity(&self.pool).await?;
             *self.database_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);

@@ -129,7 +129,7 @@ enum Answer {
 impl Answer {
     fn of(word: &str) -> Self {
         match word {
-            "written" | "same" | "missing" | "expired" => Self::Final,
+            "written" | "same" | "missing" | "expired" | "touched" => Self::Final,
             "busy" => Self::Busy,
             _ => Self::Stale,
         }
