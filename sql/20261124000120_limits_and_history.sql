@@ -1,13 +1,17 @@
 -- The guard and the projection, with limits, idle timeouts and warnings; and the triggers that write the history.
 
+-- The app's writers lock the table first, and then what its triggers read. So do we: the other way round they would be the victims.
+lock table public.cyberdesk_instances in share row exclusive mode;
+
 -- ===== words =====
 
 create function cyberdesk.idle_timeout_of(params jsonb) returns interval
   language plpgsql stable set search_path = '' as
 $$
 declare
-  given interval := params ->> 'idle_timeout';
+  given interval;
 begin
+  given := params ->> 'idle_timeout';
   return case when given between '1 second' and '1 year' then given end;
 exception when data_exception then
   return null;
@@ -353,25 +357,12 @@ end
 $$;
 comment on function cyberdesk.inserted() is 'Writes the history of new rows, and raises CD005 if a user has more desktops now than may be.';
 
-create function cyberdesk.erase_user() returns trigger
-  language plpgsql security definer set search_path = '' as
-$$
-begin
-  delete from cyberdesk.history h where h.user_id = old.id;
-  update cyberdesk.history h set actor_sub = null where h.actor_sub = old.id::text and h.actor_sub <> h.user_id::text;
-  delete from cyberdesk.insert_turns t where t.user_id = old.id;
-  return null;
-end
-$$;
-comment on function cyberdesk.erase_user() is 'Erases the history of a user who is deleted.';
-
 revoke all on function
   cyberdesk.idle_timeout_of(jsonb),
   cyberdesk.claims(),
   cyberdesk.check_lifetime(interval, interval, interval),
   cyberdesk.record(),
-  cyberdesk.inserted(),
-  cyberdesk.erase_user()
+  cyberdesk.inserted()
 from public;
 
 create trigger zzzz_cyberdesk_inserted after insert on public.cyberdesk_instances
@@ -387,11 +378,3 @@ create trigger zzzz_cyberdesk_record_delete after delete on public.cyberdesk_ins
 comment on trigger zzzz_cyberdesk_inserted on public.cyberdesk_instances is 'History and limits, after all rows of a statement.';
 comment on trigger zzzz_cyberdesk_record_change on public.cyberdesk_instances is 'History.';
 comment on trigger zzzz_cyberdesk_record_delete on public.cyberdesk_instances is 'History.';
-
-do $$ begin
-  -- At commit: the deletes of the user's rows that the foreign key causes, and their entries of history, come after all that is immediate.
-  create constraint trigger cyberdesk_erase_user after delete on auth.users
-    deferrable initially deferred for each row execute function cyberdesk.erase_user();
-exception when insufficient_privilege then
-  raise warning 'cannot make a trigger on auth.users: the history of a deleted user stays until its retention ends';
-end $$;

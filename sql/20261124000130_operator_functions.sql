@@ -45,15 +45,17 @@ declare
   live uuid[];
   due uuid[];
   out_of_time uuid[];
+  at_now timestamptz;
 begin
   perform cyberdesk.check_fence(expire.epoch, expire.token);
   select coalesce(array_agg(l.id), '{}'), coalesce(array_agg(l.id) filter (where l.free), '{}')
     into known, free from cyberdesk.lock_desktops(ids) l;
   -- Read under the lock: an extension or touch that committed before is seen, one that comes later finds the latch.
   touched := array(select cyberdesk.move_deadlines(free));
+  at_now := clock_timestamp();
   select coalesce(array_agg(s.id), '{}'),
-         coalesce(array_agg(s.id) filter (where s.expires_at <= clock_timestamp()), '{}'),
-         coalesce(array_agg(s.id) filter (where s.timeout_at <= clock_timestamp()), '{}')
+         coalesce(array_agg(s.id) filter (where s.expires_at <= at_now), '{}'),
+         coalesce(array_agg(s.id) filter (where s.timeout_at <= at_now), '{}')
     into live, due, out_of_time
     from cyberdesk.desktop_state s where s.id = any (free) and s.desired = 'present';
   perform cyberdesk.stop(out_of_time, 'timeout', null);

@@ -78,12 +78,9 @@ impl Reason {
     /// The phase that a desktop ends in for this reason.
     pub fn phase(self) -> Phase {
         match self {
-            Self::Requested
-            | Self::Timeout
-            | Self::Idle
-            | Self::RowDeleted
-            | Self::GuestShutdown
-            | Self::VmDeleted => Phase::Terminated,
+            Self::Requested | Self::Timeout | Self::Idle | Self::RowDeleted | Self::GuestShutdown | Self::VmDeleted => {
+                Phase::Terminated
+            }
             Self::GuestCrashed
             | Self::NameTaken
             | Self::BadTemplate

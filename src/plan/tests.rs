@@ -237,11 +237,7 @@ fn each_situation_of_a_row_has_its_next_steps() {
             row_(touched(), Present(row_cr()), Present(vm()), Present(up())),
             "say Running, report seen",
         ),
-        (
-            "its idle deadline came",
-            row_(idle_for_long(), Present(row_cr()), Present(vm()), Present(up())),
-            "expire",
-        ),
+        ("its idle deadline came", row_(idle_for_long(), Present(row_cr()), Present(vm()), Present(up())), "expire"),
         (
             "new desktops wait",
             Situation { paused: true, ..row_(row(), Present(row_cr()), Absent, Absent) },

@@ -8,6 +8,7 @@ mod account;
 mod bad_input;
 mod by_hand;
 mod database;
+mod in_use;
 mod lives;
 mod restarts;
 mod scale;
@@ -70,6 +71,7 @@ where
 fn stories() -> Vec<Story> {
     [
         lives::stories(),
+        in_use::stories(),
         by_hand::stories(),
         wakeups::stories(),
         restarts::stories(),
