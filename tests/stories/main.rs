@@ -8,6 +8,7 @@ mod account;
 mod bad_input;
 mod by_hand;
 mod database;
+mod leadership;
 mod lives;
 mod restarts;
 mod scale;
@@ -75,6 +76,7 @@ fn stories() -> Vec<Story> {
         restarts::stories(),
         bad_input::stories(),
         absence::stories(),
+        leadership::stories(),
         scale::stories(),
     ]
     .into_iter()
