@@ -157,6 +157,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
 /// with what was begun done and written back.
 async fn lead(operator: &Arc<Operator>, config: &Config, stopping: &CancellationToken) {
     while stopping.run_until_cancelled(operator.leadership.begun()).await.is_some() {
+        operator.store.reset();
         operator.queue.open();
         operator.wake_cluster();
         operator.resync.notify_one();
