@@ -4,6 +4,7 @@ pub mod connect;
 pub(crate) mod housekeeping;
 pub(crate) mod listen;
 pub mod migrate;
+pub mod outbox;
 pub(crate) mod rows;
 pub mod store;
 pub mod writeback;

@@ -15,7 +15,8 @@ use tokio_postgres::types::Type;
 use tracing::{info, warn};
 
 use super::connect::{Param, query};
-use super::writeback::{Term, is_fenced};
+use super::writeback::is_fenced;
+use crate::lease::Term;
 use crate::telemetry::chain;
 
 /// How often the operator shows that it lives. `desktop_service_state` takes it for away after 45 s.
@@ -27,41 +28,37 @@ const WARN: i32 = 500;
 /// How often the history is trimmed, and the pause between two batches of that.
 const TRIM: (Duration, Duration) = (Duration::from_secs(600), Duration::from_millis(100));
 
-/// Keeps house for as long as this term lasts.
-///
-/// # Errors
-///
-/// Only if the database says that the term is over.
-pub(crate) async fn run(pool: &Pool, term: Term, repair_interval: Duration) -> anyhow::Result<()> {
+/// Keeps house until the database says that the term is over.
+pub(crate) async fn run(pool: &Pool, term: Term, repair_interval: Duration) {
     // One chore at a time: together they hold one of the few connections.
     let turn = &Mutex::new(());
-    tokio::try_join!(
-        every(turn, "show a sign of life", async || {
-            call(pool, term, "select cyberdesk.sign_of_life($1, $2)").await?;
-            Ok(SIGN_OF_LIFE)
-        }),
-        every(turn, "warn of ends that are near", async || warn_of_ends(pool, term).await),
-        every(turn, "trim the history", async || {
-            let trimmed: i64 = call(pool, term, "select cyberdesk.trim($1, $2)").await?.try_get(0)?;
-            Ok(if trimmed == 0 { TRIM.0 } else { TRIM.1 })
-        }),
-        every(turn, "repair what went round the triggers", async || {
-            let repaired: i64 = call(pool, term, "select cyberdesk.reconcile_projection($1, $2)").await?.try_get(0)?;
-            if repaired > 0 {
-                warn!(rows = repaired, "repaired rows that went round the database's triggers");
-            }
-            Ok(repair_interval)
-        }),
-    )
-    .map(drop)
+    let live = async || {
+        call(pool, term, "select cyberdesk.sign_of_life($1, $2)").await?;
+        Ok(SIGN_OF_LIFE)
+    };
+    let warn = async || warn_of_ends(pool, term).await;
+    let trim = async || {
+        let trimmed: i64 = call(pool, term, "select cyberdesk.trim($1, $2)").await?.try_get(0)?;
+        Ok(if trimmed == 0 { TRIM.0 } else { TRIM.1 })
+    };
+    let repair = async || {
+        let repaired: i64 = call(pool, term, "select cyberdesk.reconcile_projection($1, $2)").await?.try_get(0)?;
+        if repaired > 0 {
+            warn!(rows = repaired, "repaired rows that went round the database's triggers");
+        }
+        Ok(repair_interval)
+    };
+    tokio::select! {
+        () = every(turn, "show a sign of life", live) => (),
+        () = every(turn, "warn of ends that are near", warn) => (),
+        () = every(turn, "trim the history", trim) => (),
+        () = every(turn, "repair what went round the triggers", repair) => (),
+    }
 }
 
-/// Does something again and again, after the time that it says itself. Trouble is told once, until it is over.
-async fn every(
-    turn: &Mutex<()>,
-    doing: &'static str,
-    chore: impl AsyncFn() -> anyhow::Result<Duration>,
-) -> anyhow::Result<()> {
+/// Does something again and again, after the time that it says itself, until the term is over. Trouble is told once,
+/// until there is none.
+async fn every(turn: &Mutex<()>, doing: &'static str, chore: impl AsyncFn() -> anyhow::Result<Duration>) {
     let mut trouble = false;
     loop {
         let ours = turn.lock().await;
@@ -72,7 +69,7 @@ async fn every(
                 trouble = false;
                 pause
             }
-            Err(error) if is_fenced(&error) => return Err(error),
+            Err(error) if is_fenced(&error) => return,
             Err(error) => {
                 if !std::mem::replace(&mut trouble, true) {
                     warn!(error = %chain(error.as_ref()), "cannot {doing}; will try again");

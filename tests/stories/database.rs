@@ -9,6 +9,7 @@ mod history;
 mod in_use;
 mod limits;
 mod migration;
+mod model;
 mod operator;
 mod realtime;
 mod wake;
@@ -34,6 +35,7 @@ pub(crate) fn stories() -> Vec<Story> {
         wake::STORIES,
         migration::STORIES,
         access::STORIES,
+        model::STORIES,
     ]
     .concat()
 }

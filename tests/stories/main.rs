@@ -9,6 +9,7 @@ mod bad_input;
 mod by_hand;
 mod database;
 mod in_use;
+mod leadership;
 mod lives;
 mod restarts;
 mod scale;
@@ -77,6 +78,7 @@ fn stories() -> Vec<Story> {
         restarts::stories(),
         bad_input::stories(),
         absence::stories(),
+        leadership::stories(),
         scale::stories(),
     ]
     .into_iter()

@@ -68,7 +68,7 @@ impl Sender {
         let texts: Vec<Text> = parameters.iter().cloned().map(Text).collect();
         let texts: Vec<&(dyn ToSql + Sync)> = texts.iter().map(|text| text as &(dyn ToSql + Sync)).collect();
         let caller = match self {
-            Self::Api => return Ok(fixture.app.query(statement, &texts).await.context(statement.to_owned())?),
+            Self::Api => return fixture.app.query(statement, &texts).await.context(statement.to_owned()),
             Self::Service => Caller::Service,
             Self::Page => Caller::User(fixture.user),
         };
