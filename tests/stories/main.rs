@@ -8,6 +8,7 @@ mod account;
 mod bad_input;
 mod by_hand;
 mod database;
+mod in_use;
 mod leadership;
 mod lives;
 mod restarts;
@@ -72,6 +73,7 @@ where
 fn stories() -> Vec<Story> {
     [
         lives::stories(),
+        in_use::stories(),
         by_hand::stories(),
         wakeups::stories(),
         restarts::stories(),
