@@ -1,4 +1,5 @@
-//! The database alone: what the app may count on, what the operator's functions answer, how a migration goes.
+//! The database alone: what the app may count on, what the operator's functions answer, how a migration goes. Each
+//! story is told on every version of PostgreSQL that is supported.
 
 mod access;
 mod app;
@@ -12,13 +13,16 @@ mod migration;
 mod model;
 mod operator;
 mod realtime;
+mod versions;
 mod wake;
 
 use anyhow::Result;
 use cyberdesk_testbed::Postgres;
 use futures::future::BoxFuture;
 
-/// A sentence, and what shows it. Each story makes its own databases on the shared server.
+pub(crate) use versions::{Servers, VERSIONS};
+
+/// A sentence, and what shows it. Each story makes its own databases on a shared server.
 pub(crate) type Story = (&'static str, for<'a> fn(&'a Postgres) -> BoxFuture<'a, Result<()>>);
 
 /// All stories about the database.

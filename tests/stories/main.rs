@@ -31,6 +31,7 @@ use libtest_mimic::{Arguments, Conclusion, Trial};
 use tokio::runtime::Runtime;
 use tokio::sync::RwLock;
 
+use database::Servers;
 use world::{Parts, World};
 
 /// What is told, and by whom.
@@ -125,7 +126,8 @@ async fn start() -> Result<(Parts, Players)> {
     let players = players.await?;
     progress.end();
     let client = testbed.control_plane.client().await?;
-    Ok((Parts { testbed, client }, players))
+    let servers = Servers::find(&testbed).await?;
+    Ok((Parts { servers, testbed, client }, players))
 }
 
 /// Each story as a test of its own. Without parts they can only be listed.
@@ -146,15 +148,21 @@ fn trials(parts: Option<(Arc<Runtime>, Arc<Parts>)>) -> Vec<Trial> {
             })
         })
     });
-    let of_the_database = database::stories().into_iter().map(|(name, tell)| {
-        let (parts, room) = (parts.clone(), room.clone());
-        Trial::test(name, move || {
-            let (runtime, parts) = parts.expect("a story that is told has its parts");
+    let told = |version, (name, tell): database::Story| {
+        let (told_on, room) = (parts.clone(), room.clone());
+        let missing = parts.as_ref().is_some_and(|(_, parts)| !parts.servers.have(version));
+        let trial = Trial::test(name, move || {
+            let (runtime, parts) = told_on.expect("a story that is told has its parts");
             runtime.block_on(async {
                 let _others = room.read().await;
-                tell(&parts.testbed.postgres).await.map_err(|error| format!("{error:#}").into())
+                let told = async { tell(parts.servers.of(version, &parts.testbed).await?).await };
+                told.await.map_err(|error: anyhow::Error| format!("{error:#}").into())
             })
-        })
-    });
+        });
+        trial.with_kind(format!("PostgreSQL {version}")).with_ignored_flag(missing)
+    };
+    // Every version's turn comes early, so that their servers start side by side.
+    let of_the_database =
+        database::stories().into_iter().flat_map(|story| database::VERSIONS.map(|version| told(version, story)));
     of_the_database.chain(with_world).collect()
 }

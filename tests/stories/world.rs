@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::account;
+use crate::database::Servers;
 
 /// Longest wait for anything that a story waits for. Far more than it takes: the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -26,6 +27,7 @@ const GLANCE: Duration = Duration::from_millis(20);
 
 /// The parts that all stories share.
 pub(crate) struct Parts {
+    pub(crate) servers: Servers,
     pub(crate) testbed: Testbed,
     pub(crate) client: Client,
 }

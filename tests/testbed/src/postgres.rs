@@ -43,7 +43,8 @@ pub type Migrate = fn(String) -> BoxFuture<'static, Result<()>>;
 /// What kind of Postgres to start.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// A major version to take from the archive; `None` is the machine's own, else the archive's 17.
+    /// A major version, the machine's own or the archive's; `None` is the machine's own whichever it is, else the
+    /// archive's 17.
     /// `CYBERDESK_TESTBED_POSTGRES_VERSION` decides if this does not.
     pub version: Option<u32>,
     /// Server settings beside and over the testbed's own.
@@ -141,6 +142,11 @@ impl Postgres {
     /// What `postgres --version` calls itself, e.g. `17.11`.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// The number by which versions of Postgres are told apart, e.g. 17.
+    pub fn major(&self) -> Result<u32> {
+        parse_version(&self.version).map(|(major, _)| major)
     }
 
     async fn fill_templates(&mut self, migrate: Option<Migrate>) -> Result<()> {

@@ -27,7 +27,8 @@ pub struct Binaries {
 
 impl Binaries {
     /// Looks in `CYBERDESK_TESTBED_POSTGRES`, on the PATH and where distributions put it, then fetches. A version
-    /// asked for (here, or by `CYBERDESK_TESTBED_POSTGRES_VERSION`) comes from the archive.
+    /// asked for (here, or by `CYBERDESK_TESTBED_POSTGRES_VERSION`) is this machine's own if that is of this version,
+    /// else the archive's.
     ///
     /// `for_another`: another account will run them, so they must lie where all can read.
     pub async fn find(version: Option<u32>, for_another: bool, part: &Part) -> Result<Self> {
@@ -37,19 +38,18 @@ impl Binaries {
             (None, Some(text)) => Some(text.parse().context("CYBERDESK_TESTBED_POSTGRES_VERSION is a major version")?),
             (None, None) => None,
         };
-        if let Some(version) = version {
-            return fetch(version, for_another, part).await;
-        }
-        if let Some(directory) = setting("CYBERDESK_TESTBED_POSTGRES") {
+        if let (None, Some(directory)) = (version, setting("CYBERDESK_TESTBED_POSTGRES")) {
             return Self::check(Path::new(&directory), for_another)
                 .with_context(|| format!("use CYBERDESK_TESTBED_POSTGRES={directory}"));
         }
         for directory in places() {
-            if let Ok(found) = Self::check(&directory, for_another) {
+            if let Ok(found) = Self::check(&directory, for_another)
+                && version.is_none_or(|version| parse_version(&found.version).is_ok_and(|(major, _)| major == version))
+            {
                 return Ok(found);
             }
         }
-        fetch(FETCHED, for_another, part).await
+        fetch(version.unwrap_or(FETCHED), for_another, part).await
     }
 
     /// Are these usable?
