@@ -52,8 +52,8 @@ alter table public.cyberdesk_instances
   add column if not exists shutdown_requested_at timestamptz,
   add column if not exists params jsonb;
 
--- Rows that were terminal before us are over. A column's first default costs no write however many there are;
--- only the live ones, few, are set back.
+-- Rows that were terminal before us are over. A column's first default costs no write however many there are; the next
+-- file sets the live ones back.
 do $$ begin
   if not exists (
     select from pg_catalog.pg_attribute
@@ -61,7 +61,6 @@ do $$ begin
   ) then
     alter table public.cyberdesk_instances add column ended_at timestamptz default now();
     alter table public.cyberdesk_instances alter column ended_at drop default;
-    update public.cyberdesk_instances set ended_at = null where status in ('pending', 'running');
   end if;
 end $$;
 
@@ -79,8 +78,6 @@ comment on column public.cyberdesk_instances.shutdown_requested_at is 'Since whe
 comment on column public.cyberdesk_instances.ended_at is 'Since when nothing of it is left in the cluster: the one sign that it is over. Written by the operator.';
 comment on column public.cyberdesk_instances.params is 'Values for the VM template, fixed once inserted. Its owner can read them: no secrets.';
 
-create index if not exists cyberdesk_instances_user_created_idx on public.cyberdesk_instances (user_id, created_at desc);
-create index if not exists cyberdesk_instances_not_over_idx on public.cyberdesk_instances (id) where ended_at is null;
 alter table public.cyberdesk_instances
   set (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
 

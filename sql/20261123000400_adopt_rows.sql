@@ -1,4 +1,5 @@
--- Rows from before the triggers. A migration of its own: only once the triggers are committed does every other writer run them.
+-- How rows from before the triggers get their private rows. Those that are over need none: while such a row is there its id
+-- is taken, and when it goes its trigger leaves the tombstone.
 
 create function cyberdesk.adopt_rows(at_most bigint) returns bigint
   language plpgsql security definer set search_path = '' as
@@ -22,14 +23,3 @@ end
 $$;
 comment on function cyberdesk.adopt_rows(bigint) is 'Makes the private rows of those app rows that are not over and have none; how many it made.';
 revoke all on function cyberdesk.adopt_rows(bigint) from public;
-
-select cyberdesk.adopt_rows(9223372036854775807);
-
--- Rows that are over get their private row too, so that their ids stay used. Nobody waits for these.
-insert into cyberdesk.desktop
-  (id, user_id, desired, status, reason, message, shutdown_requested_at, ended_at, expires_at, observed_generation)
-select f.id, f.user_id, f.desired, f.status, f.reason, f.message, f.shutdown_requested_at, f.ended_at, f.expires_at, f.observed_generation
-  from cyberdesk.first_state f
- where f.ended_at is not null
-   for share of f skip locked
-on conflict (id) do nothing;

@@ -4,11 +4,14 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::future::poll_fn;
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Parser, Subcommand};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_postgres::AsyncMessage;
 use tracing::warn;
 
 use crate::config::Config;
@@ -38,6 +41,10 @@ enum Command {
         /// keeps the password that it has; a new role has none, and cannot log in by password.
         #[arg(long, value_name = "FILE")]
         daemon_password_file: Option<PathBuf>,
+        /// Touch no database: write the migrations into this folder, for Supabase's tools (supabase/migrations).
+        /// They record themselves, so that migrate and `supabase db push` may follow each other.
+        #[arg(long, value_name = "DIR", conflicts_with = "daemon_password_file")]
+        export: Option<PathBuf>,
     },
     /// Print the CustomResourceDefinition.
     Crd,
@@ -62,7 +69,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()>
             warnings.iter().for_each(|warning| warn!("{warning}"));
             runtime()?.block_on(async { operator::run(config, told_to_stop()?).await })
         }
-        Command::Migrate { daemon_password_file } => {
+        Command::Migrate { export: Some(folder), .. } => {
+            database::export::export(&folder)?.iter().for_each(|file| println!("{}", file.display()));
+            Ok(())
+        }
+        Command::Migrate { daemon_password_file, export: None } => {
             read_dotenv()?;
             let password = daemon_password_file
                 .map(|file| {
@@ -95,13 +106,27 @@ async fn migrate(daemon_password: Option<&str>) -> anyhow::Result<()> {
     })?;
     let target = Target::from_url(&url).context("DATABASE_URL")?;
     let (mut client, connection) = target.connect().await.context("connect to the database")?;
-    let connection = tokio::spawn(connection);
+    let connection = tokio::spawn(show_warnings(connection));
     let report = database::migrate::migrate(&mut client, daemon_password).await?;
     drop(client);
     connection.await??;
     match report.applied.as_slice() {
         [] => println!("the database is up to date"),
         applied => println!("applied: {}", applied.join(", ")),
+    }
+    Ok(())
+}
+
+/// Drives a connection, and shows what the database warns of meanwhile.
+async fn show_warnings<S, T>(mut connection: tokio_postgres::Connection<S, T>) -> Result<(), tokio_postgres::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await.transpose()? {
+        if let AsyncMessage::Notice(notice) = message {
+            eprintln!("{}: {}", notice.severity().to_lowercase(), notice.message());
+        }
     }
     Ok(())
 }

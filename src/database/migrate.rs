@@ -10,16 +10,21 @@
 use std::time::Duration;
 
 use postgres_protocol::password::scram_sha_256;
-use refinery::{Migration, Runner};
+use refinery::{Migration, Runner, Target};
+use tokio::time::Instant;
 use tokio_postgres::{Client, error::SqlState};
 use tracing::{info, warn};
+use uuid::Uuid;
 
 /// Every migration, oldest first: version and name as in its file's name, and its text.
 pub const MIGRATIONS: &[(&str, &str, &str)] = &[
     CHECK,
     ("20261123000200", "tables", include_str!("../../sql/20261123000200_tables.sql")),
+    ("20261123000210", "live_rows", include_str!("../../sql/20261123000210_live_rows.sql")),
+    INDEXES,
     ("20261123000300", "triggers", include_str!("../../sql/20261123000300_triggers.sql")),
     ("20261123000400", "adopt_rows", include_str!("../../sql/20261123000400_adopt_rows.sql")),
+    ("20261123000410", "adopt_rows_now", include_str!("../../sql/20261123000410_adopt_rows_now.sql")),
     ("20261123000500", "operator_functions", include_str!("../../sql/20261123000500_operator_functions.sql")),
     ("20261123000600", "app_functions", include_str!("../../sql/20261123000600_app_functions.sql")),
     ("20261124000100", "settings", include_str!("../../sql/20261124000100_settings.sql")),
@@ -34,25 +39,44 @@ pub const MIGRATIONS: &[(&str, &str, &str)] = &[
 const CHECK: (&str, &str, &str) =
     ("20261123000100", "check_the_apps_table", include_str!("../../sql/20261123000100_check_the_apps_table.sql"));
 
+/// The indexes of the app's table, each `create index if not exists`.
+const INDEXES: (&str, &str, &str) =
+    ("20261123000220", "index_the_apps_table", include_str!("../../sql/20261123000220_index_the_apps_table.sql"));
+
+/// What is done in small steps before the migration that would do it at once, in one transaction, for however large a
+/// table; the migration then finds it done.
+const BEFOREHAND: [(&str, Step); 3] =
+    [("20261123000210", Step::SetLiveRowsBack), (INDEXES.0, Step::BuildIndexes), ("20261123000410", Step::AdoptRows)];
+
+#[derive(Clone, Copy)]
+enum Step {
+    SetLiveRowsBack,
+    BuildIndexes,
+    AdoptRows,
+}
+
 /// In the private schema: in `public`, PostgREST would show it to the world.
-const HISTORY: &str = "cyberdesk.refinery_schema_history";
+pub(super) const HISTORY: &str = "cyberdesk.refinery_schema_history";
 
 /// Session lock under which migrations take turns ("cyberdsk" in ASCII). refinery itself has none.
 const TURN: i64 = 0x6379_6265_7264_736b;
 
 /// How long one migration waits for another. A migration takes seconds; one that takes a minute needs a person.
-const TURN_TIMEOUT: &str = "60s";
+const TURN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long one statement waits for the app's writers. While it waits for the whole table, new writers queue behind it,
 /// so this is also the longest pause that we cause them.
-const LOCK_TIMEOUT: &str = "1s";
+const LOCK_TIMEOUT: &str = "200ms";
 
 /// Tries per migration when the app's writers do not let go, with a pause in which they go on. Together about a minute.
-const TRIES: u32 = 30;
+const TRIES: u32 = 90;
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Rows adopted in one transaction; their locks are held for some milliseconds.
-const ADOPT_BATCH: i64 = 5_000;
+/// How long an index may wait for transactions that are older than it. Nobody waits for it meanwhile.
+const INDEX_PATIENCE: &str = "10min";
+
+/// Rows written in one transaction; their locks are held for some milliseconds.
+const BATCH: i64 = 2_000;
 
 /// What a run of [`migrate`] did.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -70,8 +94,11 @@ pub enum Error {
     #[error("{0}")]
     Refused(String),
     /// Another migration is running, and has been for longer than one takes.
-    #[error("wait for another migration of this database to end")]
-    Busy(#[source] tokio_postgres::Error),
+    #[error(
+        "another migration of this database has been running for more than {} s: wait for it to end, or look for it in pg_stat_activity",
+        TURN_TIMEOUT.as_secs()
+    )]
+    Busy,
     /// A migration failed; those before it stay applied, it itself left nothing behind.
     #[error("apply the migrations")]
     Apply(#[source] refinery::Error),
@@ -101,8 +128,7 @@ pub async fn migrate(client: &mut Client, operator_password: Option<&str>) -> Re
         "set search_path = ''; set timezone = 'UTC'; set client_min_messages = warning; set statement_timeout = 0",
     )
     .await?;
-    run(client, "prepare the session", &format!("set lock_timeout = '{TURN_TIMEOUT}'")).await?;
-    client.execute("select pg_catalog.pg_advisory_lock($1)", &[&TURN]).await.map_err(Error::Busy)?;
+    take_turn(client).await?;
 
     let done = in_turn(client, operator_password).await;
 
@@ -111,6 +137,21 @@ pub async fn migrate(client: &mut Client, operator_password: Option<&str>) -> Re
         warn!(%error, "cannot release the migration lock; the end of the session will");
     }
     done
+}
+
+async fn take_turn(client: &Client) -> Result<(), Error> {
+    let began = Instant::now();
+    loop {
+        // Asked again and again: a statement that waits for it would hold up the winner's `concurrently`, and it that.
+        let taken = client.query_one("select pg_catalog.pg_try_advisory_lock($1)", &[&TURN]).await;
+        if taken.map_err(statement("take turns with other migrations"))?.get(0) {
+            return Ok(());
+        }
+        if began.elapsed() > TURN_TIMEOUT {
+            return Err(Error::Busy);
+        }
+        tokio::time::sleep(PAUSE / 10).await;
+    }
 }
 
 async fn in_turn(client: &mut Client, operator_password: Option<&str>) -> Result<Report, Error> {
@@ -122,18 +163,16 @@ async fn in_turn(client: &mut Client, operator_password: Option<&str>) -> Result
     run(client, "prepare the session", &format!("set lock_timeout = '{LOCK_TIMEOUT}'")).await?;
     run(client, "create schema cyberdesk", "create schema if not exists cyberdesk").await?;
 
-    let mut report = Report { applied: apply(client).await?, adopted_late: 0 };
-    loop {
-        let adopted: i64 = client
-            .query_one("select cyberdesk.adopt_rows($1)", &[&ADOPT_BATCH])
-            .await
-            .map_err(statement("adopt the app's rows"))?
-            .get(0);
-        if adopted == 0 {
-            break;
+    let mut report = Report::default();
+    for (version, step) in BEFOREHAND {
+        let before = version.parse::<i64>().map(|version| version - 1).expect("a version is a number");
+        report.applied.extend(apply(client, Target::Version(before)).await?);
+        if !is_applied(client, version).await? {
+            take(step, client).await?;
         }
-        report.adopted_late += adopted;
     }
+    report.applied.extend(apply(client, Target::Latest).await?);
+    report.adopted_late = adopt_rows(client).await?;
     if let Some(password) = operator_password {
         set_password(client, password).await?;
     }
@@ -141,14 +180,74 @@ async fn in_turn(client: &mut Client, operator_password: Option<&str>) -> Result
     Ok(report)
 }
 
+async fn is_applied(client: &Client, version: &str) -> Result<bool, Error> {
+    let history = format!("select exists (select from {HISTORY} where version::text = $1)");
+    Ok(client.query_one(&history, &[&version]).await.map_err(statement("read the history of migrations"))?.get(0))
+}
+
+async fn take(step: Step, client: &Client) -> Result<(), Error> {
+    match step {
+        Step::SetLiveRowsBack => set_live_rows_back(client).await,
+        Step::BuildIndexes => build_indexes(client).await,
+        Step::AdoptRows => adopt_rows(client).await.map(|_| ()),
+    }
+}
+
+async fn set_live_rows_back(client: &Client) -> Result<(), Error> {
+    // Looked for without a lock, then written by their key: who holds one is waited for alone.
+    let doing = statement("set the app's live rows back");
+    let wrong = "ended_at is not null and status in ('pending', 'running')";
+    let found = client.query(&format!("select id from public.cyberdesk_instances where {wrong}"), &[]).await;
+    let ids: Vec<Uuid> = found.map_err(&doing)?.iter().map(|row| row.get(0)).collect();
+    let set_back = format!("update public.cyberdesk_instances set ended_at = null where id = any($1) and {wrong}");
+    for ids in ids.chunks(BATCH as usize) {
+        let mut tries = 0;
+        while let Err(error) = client.execute(&set_back, &[&ids]).await {
+            tries += 1;
+            if !is_lock(&error) || tries == TRIES {
+                return Err(doing(error));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+    Ok(())
+}
+
+async fn build_indexes(client: &Client) -> Result<(), Error> {
+    let doing = "index the app's table";
+    run(client, doing, &format!("set lock_timeout = '{INDEX_PATIENCE}'")).await?;
+    // What a run that was interrupted left behind is there, but serves nobody.
+    let unusable = "select indexrelid::regclass::text from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indexrelid
+        where i.indrelid = 'public.cyberdesk_instances'::regclass and not i.indisvalid and c.relname like 'cyberdesk\\_instances\\_%'";
+    for row in client.query(unusable, &[]).await.map_err(statement(doing))? {
+        run(client, doing, &format!("drop index concurrently {}", row.get::<_, &str>(0))).await?;
+    }
+    for index in INDEXES.2.split(';').filter(|text| text.contains("create index")) {
+        run(client, doing, &index.replace("create index", "create index concurrently")).await?;
+    }
+    run(client, doing, &format!("set lock_timeout = '{LOCK_TIMEOUT}'")).await
+}
+
+async fn adopt_rows(client: &Client) -> Result<i64, Error> {
+    let mut all = 0;
+    loop {
+        let adopted = client.query_one("select cyberdesk.adopt_rows($1)", &[&BATCH]).await;
+        match adopted.map_err(statement("adopt the app's rows"))?.get(0) {
+            0 => return Ok(all),
+            some => all += some,
+        }
+    }
+}
+
+/// The migrations as refinery takes them.
+pub(super) fn migrations() -> Result<Vec<Migration>, refinery::Error> {
+    MIGRATIONS.iter().map(|(version, name, text)| Migration::unapplied(&format!("V{version}__{name}"), text)).collect()
+}
+
 /// Lets refinery apply what its history lacks; again from there if the app's writers were in the way.
-async fn apply(client: &mut Client) -> Result<Vec<String>, Error> {
-    let migrations: Vec<Migration> = MIGRATIONS
-        .iter()
-        .map(|(version, name, text)| Migration::unapplied(&format!("V{version}__{name}"), text))
-        .collect::<Result<_, _>>()
-        .map_err(Error::Apply)?;
-    let mut runner = Runner::new(&migrations)
+async fn apply(client: &mut Client, target: Target) -> Result<Vec<String>, Error> {
+    let mut runner = Runner::new(&migrations().map_err(Error::Apply)?)
+        .set_target(target)
         // A newer release may have been here; its schema serves this one too.
         .set_abort_missing(false);
     runner.set_migration_table_name(HISTORY);
@@ -191,6 +290,14 @@ async fn set_password(client: &Client, password: &str) -> Result<(), Error> {
             Err(error) if error.code() == Some(&SqlState::INTERNAL_ERROR) && tries < TRIES => {
                 tokio::time::sleep(PAUSE / 10).await;
             }
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                return Err(Error::Refused(
+                    "the password of the role cyberdesk_daemon was not set, for another administrator made that role; all else \
+                     is done. Let them set it (alter role cyberdesk_daemon password '…'), or let them hand the role over (grant \
+                     cyberdesk_daemon to postgres with admin option) and migrate again"
+                        .to_owned(),
+                ));
+            }
             done => return done.map_err(statement("set the password of cyberdesk_daemon")),
         }
     }
@@ -214,9 +321,11 @@ fn refusal(error: &tokio_postgres::Error) -> Option<Error> {
 }
 
 fn in_the_way(error: &refinery::Error) -> bool {
-    cause(error)
-        .and_then(tokio_postgres::Error::code)
-        .is_some_and(|code| [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED].contains(code))
+    cause(error).is_some_and(is_lock)
+}
+
+fn is_lock(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED].contains(code))
 }
 
 fn cause(error: &refinery::Error) -> Option<&tokio_postgres::Error> {

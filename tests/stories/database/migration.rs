@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use cyberdesk_operator::database::export::export;
 use cyberdesk_operator::database::migrate::{Error, MIGRATIONS, Report, migrate};
-use cyberdesk_testbed::{Database, Postgres, postgres::SUPERUSER};
+use cyberdesk_testbed::postgres::{Options, SUPERUSER};
+use cyberdesk_testbed::scratch::Scratch;
+use cyberdesk_testbed::{Database, Postgres};
+use tokio::time::Instant;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -23,9 +28,14 @@ pub(super) const STORIES: &[Story] = &[
     ("Realtime carries the table however the publication was made", |p| Box::pin(publication(p))),
     ("a newer release's migrations do no harm", |p| Box::pin(newer(p))),
     ("the operator's role gets its limits and its password", |p| Box::pin(role(p))),
+    ("two processes that migrate at once take turns", |p| Box::pin(processes(p))),
+    ("an app that holds its table holds up the migration, and the migration nobody", |p| Box::pin(held_up(p))),
+    ("an index that an interrupted run left behind is made anew", |p| Box::pin(interrupted_index(p))),
+    ("what Supabase's tools have applied, migrate leaves alone, and the other way round", |p| Box::pin(exported(p))),
+    ("on a server that has seen nothing of us, whoever made the role", |p| Box::pin(bare_server(p))),
 ];
 
-async fn run(database: &Database) -> Result<Report, Error> {
+pub(super) async fn run(database: &Database) -> Result<Report, Error> {
     let mut client = connect(&database.url("postgres")).await.expect("the administrator is let in");
     migrate(&mut client, None).await
 }
@@ -125,7 +135,7 @@ async fn plain(postgres: &Postgres) -> Result<()> {
 async fn takeover(postgres: &Postgres) -> Result<()> {
     let database = postgres.supabase_database().await?;
     let app = database.connect_as("postgres").await?;
-    orm_table(&app, 3000).await?;
+    orm_table(&app, 100_000).await?;
     let before: i64 =
         app.query_one("select sum(hashtext(c::text))::bigint from cyberdesk_instances c", &[]).await?.get(0);
     run(&database).await?;
@@ -146,6 +156,11 @@ async fn takeover(postgres: &Postgres) -> Result<()> {
         .await?
         .get(0);
     assert_eq!(unfinished, 0, "what was terminal is over, the rest is not");
+
+    let invented: i64 = app.query_one("select count(*) from cyberdesk_desktop_history", &[]).await?.get(0);
+    assert_eq!(invented, 0, "what was before us has no history");
+    let unusable: i64 = app.query_one("select count(*) from pg_index where not indisvalid", &[]).await?.get(0);
+    assert_eq!(unusable, 0, "each index is complete");
 
     let fixture = Fixture::on(database).await?;
     assert_eq!(fixture.operator.dirty().await?.len(), 4, "the live ones are work");
@@ -174,20 +189,22 @@ async fn takeover(postgres: &Postgres) -> Result<()> {
 async fn live_takeover(postgres: &Postgres) -> Result<()> {
     let database = postgres.supabase_database().await?;
     let app = database.connect_as("postgres").await?;
-    let user = orm_table(&app, 20_000).await?;
+    let user = orm_table(&app, 100_000).await?;
     let done = Arc::new(AtomicBool::new(false));
     let writing = |order: &'static str| {
         let (done, database) = (Arc::clone(&done), &database);
         async move {
             let app = database.connect_as("postgres").await?;
-            let mut round = 0;
+            let (mut round, mut longest) = (0, Duration::ZERO);
             while !done.load(Ordering::Relaxed) {
                 round += 1;
+                let began = Instant::now();
                 let id: Uuid = app
                     .query_one("insert into cyberdesk_instances (user_id) values ($1) returning id", &[&user])
                     .await
                     .context("insert")?
                     .get(0);
+                longest = longest.max(began.elapsed());
                 app.execute("update cyberdesk_instances set status = 'running' where id = $1", &[&id])
                     .await
                     .context("ready")?;
@@ -208,7 +225,7 @@ async fn live_takeover(postgres: &Postgres) -> Result<()> {
                 };
                 app.execute(end, &[&id]).await.context(end)?;
             }
-            anyhow::Ok(round)
+            anyhow::Ok((round, longest))
         }
     };
     let migrating = async {
@@ -218,7 +235,12 @@ async fn live_takeover(postgres: &Postgres) -> Result<()> {
     };
     let (report, first, second) = tokio::join!(migrating, writing("asc"), writing("desc"));
     report?;
-    assert!(first? > 1 && second? > 1, "the app went on");
+    for (rounds, longest) in [first?, second?] {
+        assert!(rounds > 1, "the app went on");
+        // On an idle machine it is tens of milliseconds; this one may be busy with other tests.
+        println!("the longest insert during the takeover of 100,000 rows took {} ms", longest.as_millis());
+        assert!(longest < Duration::from_secs(3), "an insert took {longest:?}");
+    }
 
     let fixture = Fixture::on(database).await?;
     while fixture.operator.reconcile().await? > 0 {}
@@ -227,8 +249,9 @@ async fn live_takeover(postgres: &Postgres) -> Result<()> {
         .query_one(
             "select count(*) from cyberdesk_instances c full join cyberdesk.desktop d using (id)
               where (c.id is null and d.desired = 'present')
-                 or (c.id is not null and (d.id is null
-                     or (d.desired = 'present') <> (c.status in ('pending', 'running') and c.shutdown_requested_at is null)
+                 or (c.id is not null and d.id is null and c.ended_at is null)
+                 or (c.id is not null and d.id is not null and (
+                     (d.desired = 'present') <> (c.status in ('pending', 'running') and c.shutdown_requested_at is null)
                      or d.ended_at is distinct from c.ended_at))",
             &[],
         )
@@ -358,5 +381,236 @@ async fn role(postgres: &Postgres) -> Result<()> {
         let row = daemon.query_one("select current_setting($1)", &[&setting]).await?;
         assert_eq!(row.get::<_, &str>(0), value, "{setting}");
     }
+    Ok(())
+}
+
+/// The program itself, as people run it. What it says.
+async fn process(database: &Database, arguments: &[&str]) -> Result<String> {
+    let program = env!("CARGO_BIN_EXE_cyberdesk-operator");
+    let mut command = tokio::process::Command::new(program);
+    command.arg("migrate").args(arguments).env("DATABASE_URL", database.url("postgres"));
+    let output = command.output().await.context("run the program")?;
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    anyhow::ensure!(output.status.success(), "migrate fails: {}", said(&output.stderr));
+    Ok(said(&output.stdout))
+}
+
+async fn processes(postgres: &Postgres) -> Result<()> {
+    let database = postgres.supabase_database().await?;
+    orm_table(&database.connect_as("postgres").await?, 1000).await?;
+    let said = tokio::try_join!(process(&database, &[]), process(&database, &[]))?;
+    let last =
+        MIGRATIONS.last().map(|(version, name, _)| format!("{version}_{name}")).context("there are migrations")?;
+    let appliers = [&said.0, &said.1].iter().filter(|said| said.contains(&last)).count();
+    assert_eq!(appliers, 1, "{said:?}");
+    assert_eq!(run(&database).await?, Report::default());
+    Ok(())
+}
+
+async fn held_up(postgres: &Postgres) -> Result<()> {
+    let database = postgres.supabase_database().await?;
+    let user = orm_table(&database.connect_as("postgres").await?, 1000).await?;
+    let insert = "insert into public.cyberdesk_instances (user_id) values ($1)";
+
+    // A transaction of the app that does not end, such as one that waits for somebody's answer.
+    let holder = database.connect_as("postgres").await?;
+    holder.batch_execute("begin").await?;
+    holder.execute(insert, &[&user]).await?;
+    let report = {
+        let (done, waiting) = (AtomicBool::new(false), AtomicBool::new(false));
+        let migrating = async {
+            let report = run(&database).await;
+            done.store(true, Ordering::Relaxed);
+            report
+        };
+        let others = async {
+            let (app, watcher) = (database.connect_as("postgres").await?, database.connect_as("postgres").await?);
+            let waits = "select exists (select from pg_locks l where not l.granted and l.mode = 'AccessExclusiveLock'
+                and l.database = (select oid from pg_database where datname = current_database()))";
+            let (mut longest, mut beside) = (Duration::ZERO, 0);
+            while !done.load(Ordering::Relaxed) {
+                let waits: bool = watcher.query_one(waits, &[]).await?.get(0);
+                let began = Instant::now();
+                app.execute(insert, &[&user]).await.context("insert beside the migration")?;
+                longest = longest.max(began.elapsed());
+                if waits {
+                    waiting.store(true, Ordering::Relaxed);
+                    beside += 1;
+                }
+                // Held until the migration has given way some times.
+                if beside == 3 {
+                    holder.batch_execute("commit").await?;
+                }
+            }
+            anyhow::Ok(longest)
+        };
+        let (report, longest) = tokio::join!(migrating, others);
+        assert!(waiting.load(Ordering::Relaxed), "the migration had to wait");
+        assert!(longest? < Duration::from_secs(3), "it waits a fifth of a second at a time, and lets others pass");
+        report?
+    };
+    assert_eq!(report.applied.len(), MIGRATIONS.len());
+    Ok(())
+}
+
+async fn interrupted_index(postgres: &Postgres) -> Result<()> {
+    let database = postgres.supabase_database().await?;
+    let app = database.connect_as("postgres").await?;
+    orm_table(&app, 1000).await?;
+    // Each user has many desktops: it fails when it is half made, and stays.
+    let failed = app
+        .batch_execute(
+            "create unique index concurrently cyberdesk_instances_user_created_idx on cyberdesk_instances (user_id)",
+        )
+        .await;
+    assert_eq!(code(failed), "23505");
+    run(&database).await?;
+    let index: String = app
+        .query_one(
+            "select pg_get_indexdef(indexrelid) from pg_index where indexrelid = 'cyberdesk_instances_user_created_idx'::regclass and indisvalid",
+            &[],
+        )
+        .await
+        .context("the index is there, and usable")?
+        .get(0);
+    assert!(index.ends_with("(user_id, created_at DESC)"), "{index}");
+    Ok(())
+}
+
+/// All that a schema is, as text.
+async fn fingerprint(database: &Database) -> Result<Vec<String>> {
+    let client = database.connect_as("postgres").await?;
+    client.batch_execute("set search_path = ''").await?;
+    let rows = client
+        .query(
+            "with ours as (select unnest(array['public', 'cyberdesk'])::regnamespace as oid)
+             select concat_ws(' ', 'schema', n.nspname, n.nspacl, obj_description(n.oid, 'pg_namespace')) as line
+               from pg_namespace n join ours using (oid)
+             union all
+             select concat_ws(' ', c.relkind, c.oid::regclass, c.relacl, c.reloptions, c.relrowsecurity, c.relowner::regrole,
+                              obj_description(c.oid, 'pg_class'), case c.relkind when 'v' then pg_get_viewdef(c.oid) when 'i' then pg_get_indexdef(c.oid) end)
+               from pg_class c join ours on ours.oid = c.relnamespace where c.relkind <> 'c'
+             union all
+             select concat_ws(' ', a.attrelid::regclass, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attacl, pg_get_expr(d.adbin, d.adrelid),
+                              col_description(a.attrelid, a.attnum))
+               from pg_attribute a join pg_class c on c.oid = a.attrelid join ours on ours.oid = c.relnamespace
+               left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+              where a.attnum > 0 and c.relkind in ('r', 'v')
+             union all
+             select concat_ws(' ', pg_get_functiondef(p.oid), p.proacl, p.proowner::regrole, obj_description(p.oid, 'pg_proc'))
+               from pg_proc p join ours on ours.oid = p.pronamespace
+             union all
+             select concat_ws(' ', t.tgrelid::regclass, pg_get_triggerdef(t.oid), obj_description(t.oid, 'pg_trigger'))
+               from pg_trigger t join pg_class c on c.oid = t.tgrelid where not t.tgisinternal
+             union all
+             select concat_ws(' ', k.conrelid::regclass, k.conname, pg_get_constraintdef(k.oid)) from pg_constraint k join ours on ours.oid = k.connamespace
+             union all
+             select concat_ws(' ', p.tablename, p.policyname, p.permissive, p.roles, p.cmd, p.qual, p.with_check) from pg_policies p
+             union all
+             select concat_ws(' ', p.pubname, p.tablename) from pg_publication_tables p
+             union all
+             select concat_ws(' ', h.version, h.name, h.checksum) from cyberdesk.refinery_schema_history h
+             order by line",
+            &[],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+async fn exported(postgres: &Postgres) -> Result<()> {
+    let scratch = Scratch::new()?;
+    let folder = scratch.path().join("supabase/migrations");
+    let files = export(&folder)?;
+    let names: Vec<_> = files.iter().filter_map(|file| file.file_name()?.to_str()?.split_once('_')).collect();
+    assert!(
+        names.iter().all(|(version, _)| version.len() == 14 && version.bytes().all(|b| b.is_ascii_digit())),
+        "{names:?}"
+    );
+    let push = async |database: &Database| {
+        // As Supabase's tools do: one statement after the other, on the project's search path.
+        let client = database.connect_as("postgres").await?;
+        for file in &files {
+            client.execute(&std::fs::read_to_string(file)?, &[]).await.with_context(|| file.display().to_string())?;
+        }
+        anyhow::Ok(())
+    };
+    let migrated = postgres.supabase_database().await?;
+    run(&migrated).await?;
+    let before = fingerprint(&migrated).await?;
+    push(&migrated).await.context("push after migrate")?;
+    assert_eq!(fingerprint(&migrated).await?, before, "nothing is left to push after migrate");
+
+    let pushed = postgres.supabase_database().await?;
+    let user = orm_table(&pushed.connect_as("postgres").await?, 1000).await?;
+    push(&pushed).await.context("push")?;
+    assert_eq!(run(&pushed).await?, Report::default(), "nothing is left to migrate after a push");
+    push(&pushed).await.context("push again")?;
+    let fixture = Fixture::on(pushed).await?;
+    assert_eq!(fixture.operator.dirty().await?.len(), 4, "the live rows of {user} are adopted");
+
+    // Made from nothing by either, it is the same schema.
+    let empty = postgres.supabase_database().await?;
+    push(&empty).await?;
+    assert_eq!(fingerprint(&empty).await?, before, "both make the same schema");
+    std::fs::remove_dir_all(scratch.path())?;
+    Ok(())
+}
+
+async fn bare_server(postgres: &Postgres) -> Result<()> {
+    let scratch = Scratch::new()?;
+    let part = cyberdesk_testbed::Progress::quiet().part("postgres");
+    let options = Options { version: Some(postgres.major()?), migrate: None, ..Options::default() };
+    let server = Postgres::start(&options, &scratch, &part).await?;
+    let admin = server.supabase_database().await?.kept().connect_as(SUPERUSER).await?;
+
+    // The hosted administrator, who is no superuser, makes the role; two databases at once.
+    let (one, two) = (server.supabase_database().await?, server.supabase_database().await?);
+    let with_password = async |database: &Database, password: &str| {
+        let mut client = connect(&database.url("postgres")).await.expect("the administrator is let in");
+        migrate(&mut client, Some(password)).await
+    };
+    tokio::try_join!(with_password(&one, "one"), with_password(&two, "one"))?;
+    let role = admin
+        .query_one(
+            "select concat_ws(' ', rolcanlogin, rolinherit, rolsuper, rolcreaterole, rolcreatedb, rolbypassrls, rolconnlimit)
+               from pg_roles where rolname = 'cyberdesk_daemon'",
+            &[],
+        )
+        .await?;
+    assert_eq!(role.get::<_, &str>(0), "t f f f f f 20", "it may log in, and nothing else");
+
+    // Somebody else has made it: on 16 and later only they may alter it.
+    admin
+        .batch_execute(
+            "alter role cyberdesk_daemon rename to once_cyberdesk_daemon; create role cyberdesk_daemon login",
+        )
+        .await?;
+    let foreign = server.supabase_database().await?;
+    match with_password(&foreign, "two").await {
+        Ok(_) => assert_eq!(server.major()?, 15, "only there createrole is enough"),
+        Err(Error::Refused(message)) => {
+            assert!(message.contains("another administrator made that role; all else is done"), "{message}");
+        }
+        Err(error) => return Err(error.into()),
+    }
+    assert_eq!(run(&foreign).await?, Report::default(), "all else is done");
+    let fixture = Fixture::on(foreign).await?;
+    let id = fixture.insert().await?;
+    assert_eq!(fixture.operator.dirty().await?, [id]);
+
+    // Plain PostgreSQL, where none of Supabase's roles is.
+    admin
+        .batch_execute(
+            "alter role anon rename to once_anon; alter role authenticated rename to once_authenticated;
+             alter role service_role rename to once_service_role",
+        )
+        .await?;
+    let plain = server.plain_database().await?;
+    run(&plain).await?;
+    let made: i64 = admin
+        .query_one("select count(*) from pg_roles where rolname in ('anon', 'authenticated', 'service_role') and not rolcanlogin", &[])
+        .await?
+        .get(0);
+    assert_eq!(made, 3);
     Ok(())
 }
