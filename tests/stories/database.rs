@@ -6,9 +6,11 @@ mod app;
 mod drop_in;
 mod fixture;
 mod functions;
+mod growth;
 mod history;
 mod in_use;
 mod limits;
+mod lints;
 mod migration;
 mod model;
 mod operator;
@@ -40,6 +42,8 @@ pub(crate) fn stories() -> Vec<Story> {
         migration::STORIES,
         access::STORIES,
         model::STORIES,
+        lints::STORIES,
+        growth::STORIES,
     ]
     .concat()
 }

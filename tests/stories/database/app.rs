@@ -17,6 +17,7 @@ pub(super) const STORIES: &[Story] = &[
     ("an upsert of a row that is there obeys the rules of an update", |p| Box::pin(upsert(p))),
     ("old rows can be copied in, and those that were over stay over", |p| Box::pin(copy(p))),
     ("another trigger cannot bring an ended desktop back", |p| Box::pin(other_triggers(p))),
+    ("another trigger may write to a row as it is inserted", |p| Box::pin(written_at_once(p))),
     ("an id once used is refused, whoever asks", |p| Box::pin(id_reuse(p))),
     ("an id is refused also while its delete is still open", |p| Box::pin(id_reuse_race(p))),
     ("the operator's columns and the fixed ones cannot be written by others", |p| Box::pin(foreign_writes(p))),
@@ -267,6 +268,32 @@ async fn other_triggers(postgres: &Postgres) -> Result<()> {
     fixture.execute("update public.cyberdesk_instances set stream_url = null where id = $1", id).await?;
     assert_eq!(fixture.row(id).await?.brief(), "terminated guest-shutdown.");
     assert_eq!(fixture.operator.look(id, &["desired", "status"]).await?, "absent terminated");
+    Ok(())
+}
+
+async fn written_at_once(postgres: &Postgres) -> Result<()> {
+    let fixture = Fixture::new(postgres).await?;
+    fixture
+        .app
+        .batch_execute(
+            "create function public.decorate() returns trigger language plpgsql set search_path = '' as
+               $$ begin update public.cyberdesk_instances set stream_url = 'https://soon.example' where id = new.id; return null; end $$;
+             create trigger decorate after insert on public.cyberdesk_instances for each row execute function public.decorate()",
+        )
+        .await?;
+    let id = fixture.insert().await?;
+    assert_eq!(fixture.row(id).await?.stream_url.as_deref(), Some("https://soon.example"));
+    assert_eq!(fixture.operator.dirty().await?, [id]);
+    // Within one transaction, too, a desktop that is gone does not come back.
+    let again = fixture
+        .app
+        .batch_execute(&format!(
+            "begin; delete from public.cyberdesk_instances where id = '{id}';
+             insert into public.cyberdesk_instances (id, user_id) values ('{id}', '{}')",
+            fixture.user
+        ))
+        .await;
+    assert_eq!(code(again), "23505");
     Ok(())
 }
 

@@ -233,6 +233,11 @@ impl Operator {
         Ok(row.get(0))
     }
 
+    pub(crate) async fn trim(&self) -> Result<i64, tokio_postgres::Error> {
+        let row = self.client.query_one("select cyberdesk.trim($1, $2)", &[&self.epoch, &self.token]).await?;
+        Ok(row.get(0))
+    }
+
     pub(crate) async fn dirty(&self) -> Result<Vec<Uuid>> {
         self.ids("select id from cyberdesk.dirty_desktops(1000)").await
     }

@@ -84,6 +84,38 @@ impl Database {
         gotrue.execute("delete from auth.users where id = $1", &[&id]).await.context("delete the user")
     }
 
+    /// Years of use in seconds: users whose desktops are over and have their private rows and history still, one of them
+    /// (`heavy@example.com`) with a thousand; and some that live, each just inserted by the app. It must be migrated.
+    pub async fn fill_with_old_rows(&self, old: i64, live: i64) -> Result<()> {
+        let client = self.connect_as(SUPERUSER).await?;
+        // Round the triggers: what they would make is made here at once.
+        let fill = format!(
+            "set session_replication_role = replica;
+             create temporary table owner as select n, gen_random_uuid() as id from generate_series(0, 999) n;
+             insert into auth.users (id, email) select id, case n when 0 then 'heavy@example.com' else n || '@example.com' end from owner;
+             create temporary table over as
+               select gen_random_uuid() as id, n, case when n <= 1000 then 0 else 1 + n % 999 end as owner,
+                      now() - n * interval '3 years' / greatest({old}, 1) as ended_at
+                 from generate_series(1, {old}) n;
+             insert into public.cyberdesk_instances
+               (id, user_id, created_at, updated_at, status, timeout_at, reason, shutdown_requested_at, ended_at)
+             select v.id, o.id, v.ended_at - interval '1 hour', v.ended_at, 'terminated', v.ended_at, 'timeout', v.ended_at, v.ended_at
+               from over v join owner o on o.n = v.owner order by v.id;
+             insert into cyberdesk.desktop
+               (id, user_id, desired, status, reason, shutdown_requested_at, ended_at, expires_at, observed_generation, created_at, changed_at)
+             select c.id, c.user_id, 'absent', c.status, c.reason, c.shutdown_requested_at, c.ended_at, c.ended_at, 1, c.ended_at, c.ended_at
+               from public.cyberdesk_instances c where c.ended_at is not null order by c.id;
+             insert into cyberdesk.history (desktop_id, user_id, at, event, from_status, to_status, reason)
+             select c.id, c.user_id, c.ended_at, 'ended', 'running', 'terminated', 'timeout'
+               from public.cyberdesk_instances c where c.ended_at is not null order by c.ended_at;
+             insert into cyberdesk.used_id select gen_random_uuid() from generate_series(1, {old} / 2);
+             set session_replication_role = origin;
+             insert into public.cyberdesk_instances (user_id) select o.id from generate_series(1, {live}) as live (n) join owner o on o.n = 1 + live.n % 999"
+        );
+        client.batch_execute(&fill).await.context("fill with old rows")?;
+        client.batch_execute("vacuum analyze").await.context("vacuum")
+    }
+
     /// Runs a statement as PostgREST does: one transaction of the role `authenticator`, which takes the caller's
     /// role and claims for its duration. The database's own error comes back as it is.
     pub async fn request(
