@@ -24,9 +24,10 @@ use crate::database::listen::{self, Wakeups};
 use crate::database::rows;
 use crate::database::store::{Remembered, Store};
 use crate::database::writeback::{self, WriteBack};
+use crate::fleet::Fleet;
 use crate::model::{Row, Seen, Vm, Vmi};
-use crate::names::Key;
-use crate::plan::{CreateFailure, Plan, View, plan};
+use crate::names::{Key, Owner};
+use crate::plan::{CreateFailure, Fault, Plan, View, plan};
 use crate::queue::{Lane, Outcome, Queue};
 use crate::telemetry::chain;
 use crate::template::Templates;
@@ -64,6 +65,7 @@ pub struct Operator {
     /// Nothing is made before they were read.
     templates: watch::Sender<Option<Arc<Templates>>>,
     failures: Mutex<HashMap<Key, CreateFailure>>,
+    fleet: Mutex<Fleet>,
     database_id: Mutex<Option<Uuid>>,
     pool: Pool,
     makes_in_flight: AtomicUsize,
@@ -92,6 +94,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         clock: Clock::default(),
         templates: watch::Sender::new(templates),
         failures: Mutex::default(),
+        fleet: Mutex::new(Fleet::new(config.max_unstarted)),
         database_id: Mutex::default(),
         pool,
         makes_in_flight: AtomicUsize::new(0),
@@ -127,9 +130,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         () = operator.scan(&config, &wakeups) => unreachable!("the scan goes on for ever"),
         () = listen::run(&config.database, &operator.pool, &wakeups) => unreachable!("the listener goes on for ever"),
         () = operator.read_clocks(&client) => unreachable!("the clocks are read for ever"),
-        () = follow(crs, &operator.cluster.cr_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
-        () = follow(vms, &operator.cluster.vm_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
-        () = follow(vmis, &operator.cluster.vmi_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
+        () = follow(crs, &operator.cluster.cr_cache, &operator.queue, |well| operator.watched("crs", well)) => unreachable!("a watch goes on for ever"),
+        () = follow(vms, &operator.cluster.vm_cache, &operator.queue, |well| operator.watched("vms", well)) => unreachable!("a watch goes on for ever"),
+        () = follow(vmis, &operator.cluster.vmi_cache, &operator.queue, |well| operator.watched("vmis", well)) => unreachable!("a watch goes on for ever"),
         () = own_templates => unreachable!("a watch goes on for ever"),
     };
     info!("stopped");
@@ -231,7 +234,7 @@ impl Operator {
         let mut live = None;
         for _ in 0..ROUNDS {
             // Neither side has told the time yet, or the row cannot be read.
-            let Some(Plan { actions, wait }) = self.look(key, live.take()).await else { return FAILED };
+            let Some(Plan { actions, wait, .. }) = self.look(key, live.take()).await else { return FAILED };
             let deadline = wait.map(|wait| Instant::now() + wait.min(LONGEST_WAIT));
             if actions.is_empty() {
                 return Outcome::Settled(deadline);
@@ -274,8 +277,12 @@ impl Operator {
             }
         };
         let failure = self.failures().get(key).cloned();
-        let view = View { key, row, cr, vm, vmi, live: is_live, failure: failure.as_ref(), templates: &templates };
-        let plan = plan(&view, now);
+        let fleet = self.fleet().standing(key, now.cluster);
+        let failure = failure.as_ref();
+        let view = View { key, row, cr, vm, vmi, live: is_live, failure, fleet: &fleet, templates: &templates };
+        let mut plan = plan(&view, now);
+        let others = self.fleet().note(key, plan.progress.take(), plan.ready, now.cluster);
+        others.iter().for_each(|other| self.queue.wake(other, Lane::Makes));
         debug!(desktop = %key, cr = ?view.cr, vm = ?view.vm, vmi = ?view.vmi, actions = ?plan.actions, "looked");
         Some(plan)
     }
@@ -404,6 +411,26 @@ impl Operator {
     /// The identity of the database, once it was read.
     pub(crate) fn database_id(&self) -> Option<String> {
         self.database_id.lock().unwrap_or_else(PoisonError::into_inner).map(|id| id.to_string())
+    }
+
+    fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A watch is cut, or goes on.
+    fn watched(&self, kind: &str, well: bool) {
+        let Some(now) = self.clock.now() else { return };
+        let others = self.fleet().watched(kind, well, now.cluster);
+        others.iter().for_each(|other| self.queue.wake(other, Lane::Makes));
+    }
+
+    /// A VM could not be made. The first time is remembered for as long as it is the same fault.
+    pub(crate) fn remember_failure(&self, key: &Key, owner: Owner, words: String, fault: Fault) {
+        let mut failures = self.failures();
+        let known = failures.get(key).filter(|known| known.owner == owner && known.fault == fault);
+        let now = self.clock.now().map(|now| now.cluster);
+        let Some(since) = known.map(|known| known.since).or(now) else { return };
+        failures.insert(key.clone(), CreateFailure { owner, words, fault, since });
     }
 
     /// What became of the last try to make a VM, where it was not made.

@@ -8,9 +8,11 @@ mod account;
 mod bad_input;
 mod by_hand;
 mod database;
+mod ends;
 mod lives;
 mod restarts;
 mod scale;
+mod starts;
 mod wakeups;
 mod world;
 
@@ -75,6 +77,8 @@ fn stories() -> Vec<Story> {
         restarts::stories(),
         bad_input::stories(),
         absence::stories(),
+        starts::stories(),
+        ends::stories(),
         scale::stories(),
     ]
     .into_iter()
