@@ -144,6 +144,21 @@ async fn ready_by_agent(world: &World) -> Result<()> {
     world.until_status(&id, "running").await
 }
 
+/// Notes each change of a row, as everyone sees it who watches the table.
+async fn note_changes(world: &World) -> Result<()> {
+    world
+        .sql(
+            "create table public.seen (id uuid, status text, message text, stream_url text);
+             create function public.note() returns trigger language plpgsql as $$
+               begin
+                 insert into public.seen values (new.id, new.status, new.message, new.stream_url);
+                 return null;
+               end $$;
+             create trigger note after update on public.cyberdesk_instances for each row execute function public.note()",
+        )
+        .await
+}
+
 async fn stream_url(world: &World) -> Result<()> {
     let url = json!({ "cyberdesk.io/stream-url": "https://desks.example/${cyberdesk_name}" });
     with_templates(
@@ -151,14 +166,7 @@ async fn stream_url(world: &World) -> Result<()> {
         &[("default", template(url, json!({}), json!({}))), ("none", template(json!({}), json!({}), json!({})))],
     )
     .await?;
-    world
-        .sql(
-            "create table seen (id uuid, status text, stream_url text);
-         create function note() returns trigger language plpgsql as
-           $$ begin insert into seen values (new.id, new.status, new.stream_url); return null; end $$;
-         create trigger note after update on cyberdesk_instances for each row execute function note()",
-        )
-        .await?;
+    note_changes(world).await?;
     world.start_operator(&[]).await?;
     let id = world.running_desktop("1 hour").await?;
     let at_once = "select count(*) from seen where status = 'running' and stream_url is distinct from 'https://desks.example/' || id";
@@ -175,14 +183,7 @@ async fn stream_url(world: &World) -> Result<()> {
 async fn one_event_for_each_cause(world: &World) -> Result<()> {
     let stuck = json!({ "guest.testbed/never-schedules": "image-pull" });
     with_templates(world, &[("default", template(json!({}), stuck, json!({})))]).await?;
-    world
-        .sql(
-            "create table seen (n bigserial, message text);
-         create function note() returns trigger language plpgsql as
-           $$ begin insert into seen (message) values (new.message); return null; end $$;
-         create trigger note after update on cyberdesk_instances for each row execute function note()",
-        )
-        .await?;
+    note_changes(world).await?;
     world.start_operator(&[]).await?;
     let id = world.insert("1 hour").await?;
     until_told(world, &id, "image-pull").await?;
