@@ -129,6 +129,13 @@ impl Fleet {
         }
     }
 
+    /// Forgets all starts, for each is about to be looked at anew. What is known of the cluster stays.
+    pub fn begin(&mut self) {
+        let fresh = Self::new(self.most_unstarted);
+        let (cut, outages) = (std::mem::take(&mut self.cut), std::mem::take(&mut self.outages));
+        *self = Self { cut, outages, ..fresh };
+    }
+
     /// How things stand for this desktop.
     pub fn standing(&self, key: &Key, now: Timestamp) -> Standing {
         let watch = self.cut.values().min().filter(|since| now.duration_since(**since) >= CUT);

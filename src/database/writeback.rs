@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use super::connect::{Param, query};
 use super::store::Store;
+use crate::lease::Term;
 use crate::model::{Report, RowStatus};
 use crate::names::Key;
 use crate::queue::{Lane, Queue};
@@ -35,15 +36,6 @@ const BUSY: Duration = Duration::from_millis(50);
 const REFUSED: Duration = Duration::from_secs(60);
 /// First and longest wait after the database did not answer.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
-
-/// The right to write: a term of leadership, which the database checks in every writing function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Term {
-    /// Greater than that of every leader before.
-    pub epoch: i64,
-    /// Tells two leaders apart that came by the same epoch.
-    pub token: Uuid,
-}
 
 /// Raised by the database for a term that is over (`CD001`).
 pub fn is_fenced(error: &anyhow::Error) -> bool {
@@ -166,12 +158,8 @@ impl WriteBack {
         }
     }
 
-    /// Writes for as long as this term lasts.
-    ///
-    /// # Errors
-    ///
-    /// Only if the database says that the term is over.
-    pub async fn run(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) -> anyhow::Result<()> {
+    /// Writes until the database says that the term is over. What waits is told in the next.
+    pub(crate) async fn run(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) {
         let mut backoff = BACKOFF.0;
         loop {
             if self.lag() == 0 {
@@ -186,7 +174,7 @@ impl WriteBack {
                         sleep(BUSY).await;
                     }
                 }
-                Err(error) if is_fenced(&error) => return Err(error),
+                Err(error) if is_fenced(&error) => return,
                 Err(error) => {
                     warn!(waiting = self.lag(), error = %chain(error.as_ref()), "cannot write back; will try again");
                     sleep(backoff).await;
@@ -296,20 +284,19 @@ fn is_refusal(error: &anyhow::Error) -> bool {
     code.is_some_and(|code| ["22", "23", "P0"].iter().any(|class| code.code().starts_with(class)))
 }
 
-/// Begins a term that is greater than any that the database has seen.
+/// Takes the fence for a term. Answers the epoch that the database has, if that is not below the term's.
 ///
 /// # Errors
 ///
-/// If the database does not answer, or another daemon began one at the same time.
-pub async fn begin_term(pool: &Pool, holder: &str) -> anyhow::Result<Term> {
-    let rows = query(pool, "select cyberdesk.fence_epoch()", &[]).await.context("read the fence")?;
-    let last: i64 = rows.first().context("the fence has no epoch")?.try_get(0)?;
-    let term = Term { epoch: last + 1, token: Uuid::new_v4() };
+/// If the database does not answer.
+pub(crate) async fn acquire(pool: &Pool, term: Term, holder: &str) -> anyhow::Result<Option<i64>> {
     let params: [Param<'_>; 3] = [(&term.epoch, Type::INT8), (&term.token, Type::UUID), (&holder, Type::TEXT)];
     let taken = query(pool, "select cyberdesk.acquire($1, $2, $3)", &params).await.context("take the fence")?;
-    let taken: bool = taken.first().context("the fence gave no answer")?.try_get(0)?;
-    anyhow::ensure!(taken, "another daemon took the fence at the same time");
-    Ok(term)
+    if taken.first().context("the fence gave no answer")?.try_get(0)? {
+        return Ok(None);
+    }
+    let rows = query(pool, "select cyberdesk.fence_epoch()", &[]).await.context("read the fence")?;
+    Ok(Some(rows.first().context("the fence has no epoch")?.try_get(0)?))
 }
 
 async fn expire(pool: &Pool, term: Term, ids: &[Uuid]) -> anyhow::Result<Vec<(Uuid, Answer)>> {

@@ -115,6 +115,18 @@ fn a_watch_that_is_cut_for_long_is_an_outage() {
 }
 
 #[test]
+fn a_new_term_begins_without_the_starts_of_the_last() {
+    let mut fleet = Fleet::new(1);
+    fleet.remember(Outage { from: at(0), until: at(10) });
+    fleet.tell("a", held(Stage::Made, Stage::Noticed, 20), 21);
+    fleet.tell("b", waiting(), 22);
+    fleet.begin();
+    let standing = fleet.standing(&key("c"), at(30));
+    assert_eq!((standing.trouble, standing.throttled), (None, None));
+    assert_eq!(standing.outages.len(), 1, "that the cluster was away stays true");
+}
+
+#[test]
 fn vms_that_kubevirt_has_yet_to_start_make_others_wait_in_line() {
     let mut fleet = Fleet::new(2);
     let waits = |fleet: &Fleet, name: &str| fleet.standing(&key(name), at(9)).throttled;

@@ -9,6 +9,7 @@ mod bad_input;
 mod by_hand;
 mod database;
 mod ends;
+mod leadership;
 mod lives;
 mod restarts;
 mod scale;
@@ -79,6 +80,7 @@ fn stories() -> Vec<Story> {
         absence::stories(),
         starts::stories(),
         ends::stories(),
+        leadership::stories(),
         scale::stories(),
     ]
     .into_iter()
