@@ -163,6 +163,7 @@ async fn lead(operator: &Arc<Operator>, config: &Config, stopping: &Cancellation
         // What was noted in an earlier term is another leader's past by now.
         operator.fleet().begin();
         operator.failures().clear();
+        operator.store.reset();
         operator.queue.open();
         operator.wake_cluster();
         operator.resync.notify_one();
