@@ -50,6 +50,8 @@ pub struct View<'a> {
     pub failure: Option<&'a CreateFailure>,
     /// How the starts of all desktops stand.
     pub fleet: &'a Standing,
+    /// Whether new VMs shall wait.
+    pub paused: bool,
     /// What VMs are made from.
     pub templates: &'a Templates,
 }
@@ -197,12 +199,17 @@ struct Desktop<'a> {
     row: Option<&'a Row>,
     cr: Option<&'a Cr>,
     params: Option<Value>,
+    /// When to end it, or to have the database look whether it is still in use.
+    due_at: Timestamp,
+    /// The deadline that is shown.
     expires_at: Timestamp,
 }
 
 impl<'a> Desktop<'a> {
     fn of_row(row: &'a Row, cr: Option<&'a Cr>) -> Self {
-        Self { owner: Owner::Row(row.id), row: Some(row), cr, params: row.params.clone(), expires_at: row.expires_at }
+        let params = row.params.clone();
+        let (due_at, expires_at) = (row.expires_at, row.timeout_at);
+        Self { owner: Owner::Row(row.id), row: Some(row), cr, params, due_at, expires_at }
     }
 
     fn by_hand(cr: &'a Cr) -> Result<Self, &'a str> {
@@ -214,7 +221,8 @@ impl<'a> Desktop<'a> {
             (None, None) => later(cr.created, DEFAULT_LIFETIME),
         };
         let params = spec.params.clone().map(Value::Object);
-        Ok(Self { owner: Owner::Hand(cr.uid.clone()), row: None, cr: Some(cr), params, expires_at })
+        let due_at = expires_at;
+        Ok(Self { owner: Owner::Hand(cr.uid.clone()), row: None, cr: Some(cr), params, due_at, expires_at })
     }
 
     fn now(&self, now: Now) -> Timestamp {
@@ -248,7 +256,7 @@ impl<'a> Desktop<'a> {
         let to_make = self.to_make(view);
         let start = self.look_at_the_start(view, to_make.as_ref(), now);
         let observed = self.observed_end(view, to_make.as_ref(), &start, now);
-        let left = self.expires_at.duration_since(self.now(now));
+        let left = self.due_at.duration_since(self.now(now));
         let due = left <= SignedDuration::ZERO;
         let next_look = start.next_look.map(|at| at.duration_since(now.cluster));
         let wait = (!due).then(|| next_look.map_or(left, |next| next.min(left)).unsigned_abs());
@@ -397,7 +405,7 @@ impl<'a> Desktop<'a> {
                     actions.extend(self.status(view, Course::Lives(start), now));
                     actions.extend(self.row.and_then(|row| news(row, None, start)));
                 }
-                if view.fleet.throttled.is_none() {
+                if !view.paused && view.fleet.throttled.is_none() {
                     actions.push(Action::CreateVm { owner: self.owner.clone(), manifests: Box::new(manifests) });
                 }
             }
@@ -414,7 +422,7 @@ impl<'a> Desktop<'a> {
         let owner = (row.id, row.user_id);
         let spec = CyberdeskSpec {
             timeout_ms: None,
-            expires_at: Some(row.expires_at),
+            expires_at: Some(row.timeout_at),
             params: row.params.as_ref().and_then(Value::as_object).cloned(),
         };
         match self.cr {
@@ -518,7 +526,7 @@ fn news(row: &Row, vm: Option<&Vm>, start: &Start) -> Option<Action> {
 /// who watches the row, so neither other words of the same cause nor our own queue are one.
 fn message_of(row: &Row, start: &Start) -> Option<String> {
     let told = row.message.as_deref();
-    match start.obstacle.as_ref().filter(|cause| cause.reason != Reason::Throttled) {
+    match start.obstacle.as_ref().filter(|cause| !cause.reason.is_our_own_doing()) {
         Some(cause) => {
             let prefix = format!("{}: ", cause.reason);
             let known = told.is_some_and(|told| told.starts_with(&prefix));
@@ -592,6 +600,7 @@ fn refuse_spec(view: &View<'_>, cr: &Cr, why: &str, now: Now) -> Plan {
         row: None,
         cr: Some(cr),
         params: None,
+        due_at: later(cr.created, DEFAULT_LIFETIME),
         expires_at: later(cr.created, DEFAULT_LIFETIME),
     };
     let end = reason::end(Reason::BadSpec, Some(why.to_owned()), now.cluster);

@@ -13,6 +13,8 @@ pub enum Reason {
     Requested,
     /// Its deadline came.
     Timeout,
+    /// Nobody used it for as long as its idle timeout.
+    Idle,
     /// Its row was deleted, by itself or with its user.
     RowDeleted,
     /// Its guest powered off.
@@ -67,6 +69,8 @@ pub enum Reason {
     StartTimeout,
     /// We make no more VMs until KubeVirt has caught up.
     Throttled,
+    /// An administrator has us make no more VMs for now.
+    MakingPaused,
     /// The API server, an admission webhook or KubeVirt as a whole does not work.
     ClusterUnavailable,
     /// Its VMI is still there though its grace is over.
@@ -87,9 +91,10 @@ struct Line {
 
 impl Reason {
     /// All of them, for tables and tests.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 33] = [
         Self::Requested,
         Self::Timeout,
+        Self::Idle,
         Self::RowDeleted,
         Self::GuestShutdown,
         Self::GuestCrashed,
@@ -117,6 +122,7 @@ impl Reason {
         Self::AgentNotConnected,
         Self::StartTimeout,
         Self::Throttled,
+        Self::MakingPaused,
         Self::ClusterUnavailable,
         Self::TeardownStuck,
     ];
@@ -131,6 +137,12 @@ impl Reason {
                 terminated,
                 "the deadline of the desktop came",
                 "nothing; set a later `timeout_at` on a desktop that should live longer",
+            ),
+            Self::Idle => line(
+                "idle",
+                terminated,
+                "nobody used the desktop for as long as its idle timeout",
+                "nothing; `touch_desktop` tells that a desktop is in use",
             ),
             Self::RowDeleted => line("row-deleted", terminated, "the row of the desktop was deleted", "nothing"),
             Self::GuestShutdown => line("guest-shutdown", terminated, "the guest powered off", "nothing"),
@@ -284,6 +296,12 @@ impl Reason {
                 "KubeVirt has many VirtualMachines to start already",
                 "wait: it is made as soon as KubeVirt has caught up; `CYBERDESK_MAX_UNSTARTED` is the limit",
             ),
+            Self::MakingPaused => line(
+                "making-paused",
+                None,
+                "an administrator has paused the making of new desktops",
+                "wait, or have `paused` in `cyberdesk.settings` taken back",
+            ),
             Self::ClusterUnavailable => line(
                 "cluster-unavailable",
                 None,
@@ -312,6 +330,11 @@ impl Reason {
     /// The phase that a desktop ends in for this reason. `None`: no desktop ends for it.
     pub fn phase(self) -> Option<Phase> {
         self.line().end
+    }
+
+    /// Whether a desktop waits for it because of us: that is no news to its owner.
+    pub fn is_our_own_doing(self) -> bool {
+        matches!(self, Self::Throttled | Self::MakingPaused)
     }
 
     /// What to tell people when nobody had better words.

@@ -85,21 +85,28 @@ impl Desktop<'_> {
         let cluster = trouble.as_ref().map(|trouble| (trouble.since, trouble.words.clone()));
         let cluster = cluster.into_iter().chain(view.fleet.trouble.clone()).min();
         let shared = cluster.as_ref().map(|(_, words)| words.as_str());
-        let obstacle = parts.obstacle(trouble.as_ref(), shared, throttled).map(|cause| self.with_memory(cause));
+        let paused = view.paused && wanted;
+        let obstacle = if paused {
+            let words = Reason::MakingPaused.words().to_owned();
+            Some(Cause { reason: Reason::MakingPaused, words })
+        } else {
+            parts.obstacle(trouble.as_ref(), shared, throttled).map(|cause| self.with_memory(cause))
+        };
+        let held_back = paused || throttled.is_some();
 
         let stopped = ran && vm.is_some_and(|vm| is_stopped(vm, vmi));
         let under_way = !stopped && (failure.is_some() || vm.is_some() && (!ran || self.is_restarting(vmi)));
         let clock = under_way.then(|| {
             let clock = recorded.cloned().unwrap_or_else(|| parts.new_clock());
             let fleet = Standing { trouble: cluster.clone(), ..view.fleet.clone() };
-            tick(&clock, fleet.stood_still(clock.since, now), cluster.is_some() || throttled.is_some(), now)
+            tick(&clock, fleet.stood_still(clock.since, now), cluster.is_some() || held_back, now)
         });
         let deadline = clock.as_ref().and_then(|clock| clock.deadline);
         let late = deadline.is_some_and(|deadline| deadline <= now);
         let given_up = late.then(|| parts.given_up(obstacle.as_ref(), vm.map(|vm| vm.start.ready)));
         let next_look = [deadline, parts.silent_at(), throttled.map(|since| later(since, THROTTLE_TOLD))];
         let next_look = next_look.into_iter().flatten().filter(|at| *at > now).min();
-        let progress = (under_way || wanted).then(|| parts.progress(trouble, throttled.is_some()));
+        let progress = (under_way || wanted).then(|| parts.progress(trouble, throttled.is_some(), held_back));
         Start { ready: false, obstacle, clock, given_up, next_look, progress }
     }
 
@@ -256,10 +263,10 @@ impl Parts<'_> {
         Cause { words: format!("{} (not ready within {:#})", found.words, self.limit), ..found }
     }
 
-    fn progress(&self, trouble: Option<Trouble>, throttled: bool) -> Progress {
+    fn progress(&self, trouble: Option<Trouble>, throttled: bool, held_back: bool) -> Progress {
         let unstarted = match (self.vm, self.vmi) {
             // Made in a moment. One that could not be made last time takes nobody's place.
-            (None, _) => self.wanted && !throttled && self.failure.is_none(),
+            (None, _) => self.wanted && !held_back && self.failure.is_none(),
             (Some(vm), None) => vm.failure.is_none() && vm.failed_starts == 0 && !is_stopped(vm, None),
             (Some(_), Some(_)) => false,
         };

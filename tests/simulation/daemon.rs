@@ -212,7 +212,7 @@ impl Daemon {
         let (row, cr) = if self.bug == Some(Bug::MadeAgain) { forgetful(row, cr) } else { (row, cr) };
         let failure = self.failures.get(&key);
         let fleet = &self.fleet.standing(&key, now.cluster);
-        let view = View { key: &key, row, cr, vm, vmi, live: is_live, failure, fleet, templates };
+        let view = View { key: &key, row, cr, vm, vmi, live: is_live, failure, fleet, paused: false, templates };
         let Plan { actions, wait, progress, ready } = plan(&view, now);
         wake(self.fleet.note(&key, progress, ready, now.cluster), &self.queue);
         if actions.is_empty() {
