@@ -9,8 +9,7 @@ use crate::cluster::{Created, Error, Written};
 use crate::model::{Seen, Vm, Vmi};
 use crate::names::{ANNOTATION_DATABASE, Key, Owner};
 use crate::operator::Operator;
-use crate::plan::{Action, CreateFailure};
-use crate::telemetry::chain;
+use crate::plan::{Action, Fault};
 
 /// What became of an action.
 #[derive(Debug)]
@@ -68,17 +67,17 @@ impl Operator {
                 let made = self.cluster.create_vm(key, &manifests, &annotations).await;
                 let failure = match &made {
                     Ok(Created::There) => None,
-                    Ok(Created::Refused(words)) => Some((words.clone(), true)),
-                    Err(error) => Some((chain(error).to_string(), false)),
+                    Ok(Created::Refused(words)) => Some((words.clone(), Fault::Refused)),
+                    Err(error) => Some(error.fault()),
                 };
                 match failure {
                     None => {
                         info!(desktop = %key, "made the VM");
                         self.failures().remove(key);
                     }
-                    Some((words, for_good)) => {
-                        info!(desktop = %key, words, for_good, "the VM could not be made");
-                        self.failures().insert(key.clone(), CreateFailure { owner, words, for_good });
+                    Some((words, fault)) => {
+                        info!(desktop = %key, words, ?fault, "the VM could not be made");
+                        self.remember_failure(key, owner, words, fault);
                     }
                 }
                 made?;

@@ -22,12 +22,13 @@ struct Given {
     poll_interval: Option<String>,
     resync_interval: Option<String>,
     concurrency: Option<String>,
+    max_unstarted: Option<String>,
     log: Option<String>,
     log_format: Option<String>,
 }
 
 /// Names of the variables above, without prefix.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "IDENTITY",
     "NAMESPACE",
     "VM_NAMESPACE",
@@ -35,6 +36,7 @@ const NAMES: [&str; 9] = [
     "POLL_INTERVAL",
     "RESYNC_INTERVAL",
     "CONCURRENCY",
+    "MAX_UNSTARTED",
     "LOG",
     "LOG_FORMAT",
 ];
@@ -63,6 +65,9 @@ pub struct Config {
     pub resync_interval: Duration,
     /// Most desktops worked on at once, and so most calls to the API server in flight.
     pub concurrency: usize,
+    /// VMs that KubeVirt has yet to make a VMI for, above which no more are made. About: what is being made at the
+    /// same time may come on top.
+    pub max_unstarted: usize,
     /// What to log.
     pub logging: Logging,
 }
@@ -149,6 +154,14 @@ impl Config {
                 64
             }
         };
+        let max_unstarted = match given.max_unstarted.as_deref().map(str::parse::<usize>) {
+            None => 100,
+            Some(Ok(number @ 1..=100_000)) => number,
+            Some(_) => {
+                faults.push(format!("{PREFIX}MAX_UNSTARTED must be a whole number from 1 to 100000"));
+                100
+            }
+        };
         let filter = given.log.unwrap_or_else(|| "info".to_owned());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&filter) {
             faults.push(format!(
@@ -177,6 +190,7 @@ impl Config {
                         poll_interval,
                         resync_interval,
                         concurrency,
+                        max_unstarted,
                         logging,
                     },
                     warnings,

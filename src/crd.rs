@@ -66,7 +66,8 @@ pub struct CyberdeskStatus {
     /// The same for people; KubeVirt's own words where it has some.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// `Ready`: the desktop can be used. `Ended`: it is over, and nothing of it is left.
+    /// `Ready`: the desktop can be used. `Started`: it was ready once; until then, what it waits for and until
+    /// when. `Ended`: it is over, and nothing of it is left.
     #[schemars(schema_with = "conditions")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conditions: Option<Vec<Condition>>,
@@ -76,10 +77,19 @@ pub struct CyberdeskStatus {
     /// The virtual machine made for it. Once this is set, a vanished VM is never made again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtual_machine_ref: Option<VirtualMachineRef>,
+    /// How long its start, or its restart, may still take. Not there while none is under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_clock: Option<StartClock>,
     /// When it was first ready.
     #[schemars(with = "Option<Time>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Timestamp>,
+    /// The VirtualMachineInstance that was last ready. Another UID is a restart; a live migration keeps it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vmi_uid: Option<String>,
+    /// How often its guest was started anew and became ready again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<i64>,
     /// When its deadline is.
     #[schemars(with = "Option<Time>")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,6 +120,24 @@ pub enum Phase {
     Terminated,
     /// It is over, or was never started, because something went wrong.
     Error,
+}
+
+/// The clock of a start: it runs towards a deadline, or stands still because the cluster as a whole is the trouble.
+///
+/// All times are the API server's.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct StartClock {
+    /// Since when it runs, or stands still, as it does now.
+    #[schemars(with = "Time")]
+    pub since: Timestamp,
+    /// When the start is given up. Not there while the clock stands still.
+    #[schemars(with = "Option<Time>")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Timestamp>,
+    /// The seconds that are left while the clock stands still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<i64>,
 }
 
 /// The virtual machine of a desktop.

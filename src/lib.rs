@@ -16,7 +16,8 @@
 //! |---|---|
 //! | [`names`] | a desktop's key, the names made of it, and the marks by which an object is ours |
 //! | [`model`] | plain data: what is known of a desktop on each side; "could not see" is not "is not there" |
-//! | [`reason`] | why a desktop ends: one table of stable words |
+//! | [`reason`] | why a desktop ends, or is not ready: one table of stable words |
+//! | [`fleet`] | the starts of all desktops together: is one stuck, or the cluster; does KubeVirt keep up |
 //! | [`plan`] | decides: a view and the time in, actions out; pure, and the heart of the program |
 //! | [`template`] | renders a VM's manifests; pure |
 //! | [`queue`] | which desktop is looked at next: keyed, ends before makes |
@@ -36,6 +37,7 @@ pub mod cluster;
 pub mod config;
 pub mod crd;
 pub mod database;
+pub mod fleet;
 pub mod lease;
 pub mod model;
 pub mod names;

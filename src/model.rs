@@ -1,10 +1,12 @@
 //! Plain data: what is known of a desktop, on each side. No clients, no clock.
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use crate::crd::{CyberdeskSpec, CyberdeskStatus};
-use crate::names::Owner;
+use crate::names::{ANNOTATION_READY, ANNOTATION_START_DEADLINE, ANNOTATION_STREAM_URL, Owner};
 
 /// What we last learned about one thing outside this process.
 ///
@@ -136,8 +138,57 @@ pub enum RunStrategy {
     RerunOnFailure,
     /// Leaves it ended.
     Once,
-    /// `Halted`, `Manual` and words we do not know: somebody else decides.
+    /// Leaves it ended, and starts it when asked.
+    Manual,
+    /// Ends it: somebody has stopped it (`virtctl stop`), or the template never has it started.
+    Halted,
+    /// A word that we do not know: somebody else decides.
     Other,
+}
+
+/// What makes a guest ready for its user. It is the template's to say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadyBy {
+    /// The VMI's condition `Ready`, which follows the readiness probe where the template has one.
+    #[default]
+    Vmi,
+    /// That, and its guest agent is connected.
+    Agent,
+}
+
+/// What a template says of starts, as stamped on the VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartRules {
+    /// What makes its guest ready.
+    pub ready: ReadyBy,
+    /// How long a start may take.
+    pub deadline: SignedDuration,
+    /// Where the running desktop is used. `None`: somebody else tells the row, or nobody does.
+    pub stream_url: Option<String>,
+}
+
+impl Default for StartRules {
+    fn default() -> Self {
+        Self { ready: ReadyBy::default(), deadline: SignedDuration::from_mins(10), stream_url: None }
+    }
+}
+
+impl StartRules {
+    /// Reads the annotations of a VM. One that cannot be read counts as none.
+    pub fn read(annotations: &BTreeMap<String, String>) -> Self {
+        let default = Self::default();
+        let seconds = annotations.get(ANNOTATION_START_DEADLINE).and_then(|text| text.parse::<u32>().ok());
+        Self {
+            ready: match annotations.get(ANNOTATION_READY).map(String::as_str) {
+                Some("agent") => ReadyBy::Agent,
+                _ => ReadyBy::Vmi,
+            },
+            deadline: seconds
+                .filter(|seconds| *seconds > 0)
+                .map_or(default.deadline, |seconds| SignedDuration::from_secs(i64::from(seconds))),
+            stream_url: annotations.get(ANNOTATION_STREAM_URL).filter(|url| !url.is_empty()).cloned(),
+        }
+    }
 }
 
 /// A KubeVirt `VirtualMachine`, as far as we read it.
@@ -147,6 +198,13 @@ pub struct Vm {
     pub uid: String,
     /// Whom we made it for. `None`: it is not ours, though it has our name.
     pub owner: Option<Owner>,
+    /// When it was made, by the API server's clock.
+    pub created: Timestamp,
+    /// What its template says of starts.
+    pub start: StartRules,
+    /// Whether KubeVirt has taken notice of it: it puts a finalizer on each VM before anything else, and no
+    /// template may.
+    pub noticed: bool,
     /// Whether it is being deleted. It stays until its VMI is gone.
     pub deleting: bool,
     /// What KubeVirt does when the guest ends.
@@ -155,6 +213,8 @@ pub struct Vm {
     pub restart_pending: bool,
     /// KubeVirt's words for why it cannot make a VMI (condition `Failure`).
     pub failure: Option<String>,
+    /// How many starts in a row ended before the guest ran (`status.startFailure`).
+    pub failed_starts: i64,
 }
 
 /// `status.phase` of a VMI. `Other` holds for `WaitingForSync` and every word we have never heard.
@@ -183,12 +243,26 @@ pub struct Vmi {
     pub uid: String,
     /// Whom it was made for: the VM's template carries the mark.
     pub owner: Option<Owner>,
+    /// When it was made, by the API server's clock.
+    pub created: Timestamp,
     /// Whether it is being deleted: it stays `Running` until the guest has shut down.
     pub deleting: bool,
+    /// When it should be gone, if it is being deleted: its grace is over then, and its pod's.
+    pub gone_by: Option<Timestamp>,
     /// Where KubeVirt says it is. Never `printableStatus`, which is for people.
     pub phase: VmiPhase,
     /// Condition `Ready`.
     pub ready: bool,
+    /// Why `Ready` does not hold while the guest runs: reason and message.
+    pub unready: Option<(String, String)>,
+    /// Condition `AgentConnected`.
+    pub agent: bool,
+    /// Condition `Paused`: the guest stands still, though its phase is `Running`.
+    pub paused: bool,
+    /// Whether it is to leave its node (condition `EvictionRequested`).
+    pub evicted: bool,
+    /// Whether its node was lost (`status.reason`).
+    pub node_lost: bool,
     /// Its node. A live migration changes it under the same UID.
     pub node: Option<String>,
     /// The first address.
@@ -224,8 +298,10 @@ pub struct Report {
     pub status: Option<RowStatus>,
     /// Why.
     pub reason: Option<String>,
-    /// The same for people.
+    /// The same for people. Empty: what it said before is no longer so.
     pub message: Option<String>,
+    /// Where it is used, told together with `running`.
+    pub stream_url: Option<String>,
     /// It is over: VM, VMI and Secret are gone, and someone looked.
     pub ended: bool,
 }

@@ -26,10 +26,11 @@ use crate::database::listen::{self, Wakeups};
 use crate::database::rows;
 use crate::database::store::{Remembered, Store};
 use crate::database::writeback::{self, WriteBack};
+use crate::fleet::Fleet;
 use crate::lease::{Leadership, Term};
 use crate::model::{Row, Seen, Vm, Vmi};
-use crate::names::Key;
-use crate::plan::{CreateFailure, Plan, View, plan};
+use crate::names::{Key, Owner};
+use crate::plan::{CreateFailure, Fault, Plan, View, plan};
 use crate::queue::{Lane, Outcome, Queue};
 use crate::telemetry::chain;
 use crate::template::Templates;
@@ -76,6 +77,7 @@ pub struct Operator {
     /// Nothing is made before they were read.
     templates: watch::Sender<Option<Arc<Templates>>>,
     failures: Mutex<HashMap<Key, CreateFailure>>,
+    fleet: Mutex<Fleet>,
     database_id: Mutex<Option<Uuid>>,
     /// An administrator wants new desktops to wait.
     paused: AtomicBool,
@@ -111,6 +113,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         resync: Notify::new(),
         templates: watch::Sender::new(templates),
         failures: Mutex::default(),
+        fleet: Mutex::new(Fleet::new(config.max_unstarted)),
         database_id: Mutex::default(),
         paused: AtomicBool::default(),
         pool,
@@ -147,9 +150,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         () = operator.scan(&config, &wakeups) => unreachable!("the scan goes on for ever"),
         () = listen::run(&config.database, &operator.pool, &wakeups) => unreachable!("the listener goes on for ever"),
         () = operator.read_clocks(&client) => unreachable!("the clocks are read for ever"),
-        () = follow(crs, &operator.cluster.cr_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
-        () = follow(vms, &operator.cluster.vm_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
-        () = follow(vmis, &operator.cluster.vmi_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
+        () = follow(crs, &operator.cluster.cr_cache, &operator.queue, |well| operator.watched("crs", well)) => unreachable!("a watch goes on for ever"),
+        () = follow(vms, &operator.cluster.vm_cache, &operator.queue, |well| operator.watched("vms", well)) => unreachable!("a watch goes on for ever"),
+        () = follow(vmis, &operator.cluster.vmi_cache, &operator.queue, |well| operator.watched("vmis", well)) => unreachable!("a watch goes on for ever"),
         () = own_templates => unreachable!("a watch goes on for ever"),
     }
     if tokio::time::timeout(RELEASE, operator.leadership.release()).await.is_err() {
@@ -163,6 +166,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
 /// with what was begun done and written back.
 async fn lead(operator: &Arc<Operator>, config: &Config, stopping: &CancellationToken) {
     while stopping.run_until_cancelled(operator.leadership.begun()).await.is_some() {
+        // What was noted in an earlier term is another leader's past by now.
+        operator.fleet().begin();
+        operator.failures().clear();
         operator.store.reset();
         operator.queue.open();
         operator.wake_cluster();
@@ -270,7 +276,7 @@ impl Operator {
         let mut live = None;
         for _ in 0..ROUNDS {
             // Neither side has told the time yet, or the row cannot be read.
-            let Some(Plan { actions, wait }) = self.look(key, live.take()).await else { return FAILED };
+            let Some(Plan { actions, wait, .. }) = self.look(key, live.take()).await else { return FAILED };
             let deadline = wait.map(|wait| Instant::now() + wait.min(LONGEST_WAIT));
             if actions.is_empty() {
                 return Outcome::Settled(deadline);
@@ -313,10 +319,13 @@ impl Operator {
             }
         };
         let failure = self.failures().get(key).cloned();
+        let fleet = self.fleet().standing(key, now.cluster);
         let paused = self.paused.load(Ordering::Relaxed);
         let failure = failure.as_ref();
-        let view = View { key, row, cr, vm, vmi, live: is_live, failure, paused, templates: &templates };
-        let plan = plan(&view, now);
+        let view = View { key, row, cr, vm, vmi, live: is_live, failure, fleet: &fleet, paused, templates: &templates };
+        let mut plan = plan(&view, now);
+        let others = self.fleet().note(key, plan.progress.take(), plan.ready, now.cluster);
+        others.iter().for_each(|other| self.queue.wake(other, Lane::Makes));
         debug!(desktop = %key, cr = ?view.cr, vm = ?view.vm, vmi = ?view.vmi, actions = ?plan.actions, "looked");
         Some(plan)
     }
@@ -508,6 +517,26 @@ impl Operator {
     /// The identity of the database, once it was read.
     pub(crate) fn database_id(&self) -> Option<String> {
         self.database_id.lock().unwrap_or_else(PoisonError::into_inner).map(|id| id.to_string())
+    }
+
+    fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A watch is cut, or goes on.
+    fn watched(&self, kind: &str, well: bool) {
+        let Some(now) = self.clock.now() else { return };
+        let others = self.fleet().watched(kind, well, now.cluster);
+        others.iter().for_each(|other| self.queue.wake(other, Lane::Makes));
+    }
+
+    /// A VM could not be made. The first time is remembered for as long as it is the same fault.
+    pub(crate) fn remember_failure(&self, key: &Key, owner: Owner, words: String, fault: Fault) {
+        let mut failures = self.failures();
+        let known = failures.get(key).filter(|known| known.owner == owner && known.fault == fault);
+        let now = self.clock.now().map(|now| now.cluster);
+        let Some(since) = known.map(|known| known.since).or(now) else { return };
+        failures.insert(key.clone(), CreateFailure { owner, words, fault, since });
     }
 
     /// What became of the last try to make a VM, where it was not made.

@@ -9,6 +9,7 @@
 //! - An end that the cluster decided (crash, power-off) stands in the CR before the VM is deleted.
 //! - What is not marked as this desktop's is never touched.
 
+mod start;
 mod status;
 
 use std::time::Duration;
@@ -18,10 +19,13 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::crd::{CyberdeskSpec, CyberdeskStatus, End, Phase};
+use crate::fleet::{Progress, Standing};
 use crate::model::{Cr, Desired, Now, Report, Row, RowStatus, RunStrategy, Seen, Vm, Vmi, VmiPhase, later};
 use crate::names::{Key, Owner, secrets_by_hand};
 use crate::reason::{self, Reason};
 use crate::template::{Manifests, Refusal, Templates};
+use start::Start;
+pub(crate) use start::is_quota;
 use status::Course;
 
 /// How long a desktop applied by hand lives when its spec does not say: as long as a row's by default.
@@ -44,6 +48,8 @@ pub struct View<'a> {
     pub live: bool,
     /// What became of the last try to make the VM, if it was not made.
     pub failure: Option<&'a CreateFailure>,
+    /// How the starts of all desktops stand.
+    pub fleet: &'a Standing,
     /// Whether new VMs shall wait.
     pub paused: bool,
     /// What VMs are made from.
@@ -57,8 +63,23 @@ pub struct CreateFailure {
     pub owner: Owner,
     /// The API server's words.
     pub words: String,
-    /// Whether it will never take this manifest. Otherwise it may the next time: a quota, a webhook that is down.
-    pub for_good: bool,
+    /// Whose fault it is.
+    pub fault: Fault,
+    /// When it was first tried in vain, by the API server's clock.
+    pub since: Timestamp,
+}
+
+/// Whose fault it is that a VM could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The manifest's: the API server will never take it.
+    Refused,
+    /// Nobody's: a quota is used up.
+    Quota,
+    /// Somebody's: a Role, a policy, or an object of the same name does not let it be made for now.
+    Forbidden,
+    /// The cluster's: the API server or a webhook does not answer, or KubeVirt is not there.
+    Outage,
 }
 
 /// One effect. [`act`](crate::act) has one call for each.
@@ -131,6 +152,10 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// Time to the next deadline.
     pub wait: Option<Duration>,
+    /// How its start stands, for the fleet. `None`: no start is under way.
+    pub progress: Option<Progress>,
+    /// Whether it can be used.
+    pub ready: bool,
 }
 
 impl Plan {
@@ -229,19 +254,30 @@ impl<'a> Desktop<'a> {
             return self.end(view, &end, now);
         }
         let to_make = self.to_make(view);
-        let observed = self.observed_end(view, to_make.as_ref(), now);
+        let start = self.look_at_the_start(view, to_make.as_ref(), now);
+        let observed = self.observed_end(view, to_make.as_ref(), &start, now);
         let left = self.due_at.duration_since(self.now(now));
         let due = left <= SignedDuration::ZERO;
-        let wait = (!due).then(|| left.unsigned_abs());
+        let next_look = start.next_look.map(|at| at.duration_since(now.cluster));
+        let wait = (!due).then(|| next_look.map_or(left, |next| next.min(left)).unsigned_abs());
+        let (progress, ready) = (start.progress.clone(), start.ready);
         match (observed, self.row) {
             // What the guest did before its deadline is what became of it.
             (Some(end), _) if self.cr.is_some() && (!due || view.vm.present().is_some()) => self.end(view, &end, now),
-            (_, Some(row)) if due => Plan { actions: vec![Action::Expire(row.id)], wait },
+            (_, Some(row)) if due => Plan { actions: vec![Action::Expire(row.id)], wait, ..Plan::default() },
             (_, None) if due => self.end(view, &reason::end(Reason::Timeout, None, now.cluster), now),
             // The end must stand in the CR before anything is deleted on its account.
-            (Some(_), _) => Plan { actions: self.project(), wait },
-            (None, _) => Plan { actions: self.live(view, to_make, now), wait },
+            (Some(_), _) => Plan { actions: self.project(), wait, ..Plan::default() },
+            (None, _) => Plan { actions: self.live(view, to_make, &start, now), wait, progress, ready },
         }
+    }
+
+    fn look_at_the_start(&self, view: &View<'_>, to_make: Option<&Result<Manifests, Refusal>>, now: Now) -> Start {
+        if view.vm == Seen::Unknown || view.vmi == Seen::Unknown {
+            return Start::default();
+        }
+        let rules = to_make.and_then(|made| made.as_ref().ok()).map(Manifests::start_rules).unwrap_or_default();
+        self.start(view, rules.deadline, now.cluster)
     }
 
     /// The VM to make, where there is none and never was one.
@@ -257,16 +293,25 @@ impl<'a> Desktop<'a> {
     }
 
     /// What the cluster says of an end that nobody asked for.
-    fn observed_end(&self, view: &View<'_>, to_make: Option<&Result<Manifests, Refusal>>, now: Now) -> Option<End> {
+    fn observed_end(
+        &self,
+        view: &View<'_>,
+        to_make: Option<&Result<Manifests, Refusal>>,
+        start: &Start,
+        now: Now,
+    ) -> Option<End> {
         let end = |reason, message: Option<String>| Some(reason::end(reason, message, now.cluster));
+        let given_up = || start.given_up.clone().and_then(|cause| end(cause.reason, Some(cause.words)));
         match (&view.vm, &view.vmi) {
             (Seen::Unknown, _) | (_, Seen::Unknown) => None,
             (Seen::Absent, _) => match (to_make, self.failure(view)) {
                 (None, _) if view.live => end(Reason::VmDeleted, None),
                 (None, _) => None,
                 (Some(Err(refusal)), _) => end(refusal.reason, Some(refusal.message.clone())),
-                (Some(Ok(_)), Some(failure)) if failure.for_good => end(Reason::Refused, Some(failure.words.clone())),
-                (Some(Ok(_)), _) => None,
+                (Some(Ok(_)), Some(failure)) if failure.fault == Fault::Refused => {
+                    end(Reason::Refused, Some(failure.words.clone()))
+                }
+                (Some(Ok(_)), _) => given_up(),
             },
             // A CR by hand that was deleted and applied anew: the VM of the first one goes first.
             (Seen::Present(vm), _) if self.is_predecessors(&vm.owner) => None,
@@ -279,24 +324,37 @@ impl<'a> Desktop<'a> {
             (Seen::Present(vm), _) if self.recorded_vm().is_some_and(|uid| uid != vm.uid) => {
                 end(Reason::VmDeleted, None)
             }
-            (Seen::Present(vm), vmi) => self.guest_end(vm, vmi.present(), view.live).and_then(|(r, m)| end(r, m)),
+            (Seen::Present(vm), vmi) => {
+                self.guest_end(vm, vmi.present(), view.live).and_then(|(r, m)| end(r, m)).or_else(given_up)
+            }
         }
     }
 
     /// Whether the guest is over for good, as KubeVirt will not start it again.
     fn guest_end(&self, vm: &Vm, vmi: Option<&Vmi>, live: bool) -> Option<(Reason, Option<String>)> {
+        use RunStrategy::{Manual, Once, RerunOnFailure};
         match (vm.run_strategy, vmi) {
-            // Under `Once` a VMI that somebody deletes is started anew, whatever it ends as.
-            (RunStrategy::Once, Some(vmi)) if vmi.deleting => None,
-            (RunStrategy::Once | RunStrategy::RerunOnFailure, Some(vmi)) if vmi.phase == VmiPhase::Succeeded => {
-                Some((Reason::GuestShutdown, None))
+            // Under `Once` a VMI that somebody deletes is started anew, whatever it ends as; under `Manual` it was
+            // stopped.
+            (Once | Manual, Some(vmi)) if vmi.deleting => None,
+            (Once | Manual | RerunOnFailure, Some(vmi)) if vmi.phase == VmiPhase::Succeeded => {
+                let evicted = vmi.evicted || self.was_said(Reason::Evicted);
+                Some((if evicted { Reason::Evicted } else { Reason::GuestShutdown }, None))
             }
-            (RunStrategy::Once, Some(vmi)) if vmi.phase == VmiPhase::Failed => {
-                Some((Reason::GuestCrashed, vmi.waiting.as_ref().map(|(_, words)| words.clone())))
+            (Once | Manual, Some(vmi)) if vmi.phase == VmiPhase::Failed => {
+                let reason = if vmi.node_lost || self.was_said(Reason::NodeLost) {
+                    Reason::NodeLost
+                } else if vmi.evicted || self.was_said(Reason::Evicted) {
+                    Reason::Evicted
+                } else {
+                    Reason::GuestCrashed
+                };
+                Some((reason, vmi.waiting.as_ref().map(|(_, words)| words.clone())))
             }
             // KubeVirt deletes the VMI of a guest that powered off: its last word may have been missed.
-            (RunStrategy::RerunOnFailure, None) if live && self.has_run() && !vm.restart_pending => {
-                Some((Reason::GuestShutdown, None))
+            (RerunOnFailure, None) if live && self.has_run() && !vm.restart_pending => {
+                let evicted = self.was_said(Reason::Evicted);
+                Some((if evicted { Reason::Evicted } else { Reason::GuestShutdown }, None))
             }
             _ => None,
         }
@@ -312,7 +370,13 @@ impl<'a> Desktop<'a> {
     }
 
     /// Brings CR, VM and row in line with a desktop that lives.
-    fn live(&self, view: &View<'_>, to_make: Option<Result<Manifests, Refusal>>, now: Now) -> Vec<Action> {
+    fn live(
+        &self,
+        view: &View<'_>,
+        to_make: Option<Result<Manifests, Refusal>>,
+        start: &Start,
+        now: Now,
+    ) -> Vec<Action> {
         let mut actions = self.project();
         let (Seen::Absent | Seen::Present(_), Seen::Absent | Seen::Present(_)) = (&view.vm, &view.vmi) else {
             return actions;
@@ -324,24 +388,26 @@ impl<'a> Desktop<'a> {
                     actions.push(Action::DeleteSecrets { selector: secrets_by_hand(view.key) });
                     actions.push(Action::DeleteVm { uid: vm.uid.clone() });
                 }
-                actions.extend(self.status(view, Course::Lives, now));
+                actions.extend(self.status(view, Course::Lives(start), now));
             }
             (Some(vm), _) => {
-                actions.extend(self.status(view, Course::Lives, now));
-                actions.extend(self.row.and_then(|row| news(row, vm, view.vmi.present())));
+                actions.extend(self.status(view, Course::Lives(start), now));
+                actions.extend(self.row.and_then(|row| news(row, Some(vm), start)));
                 let may_be_over =
                     view.vmi == Seen::Absent && vm.run_strategy == RunStrategy::RerunOnFailure && self.has_run();
                 if may_be_over && !view.live && !vm.restart_pending {
                     actions.push(Action::LookLive);
                 }
             }
-            (None, Some(Ok(_))) if view.paused => actions.extend(self.status(view, Course::Lives, now)),
             (None, Some(Ok(manifests))) => {
                 // While all goes well, the status comes with the VM; it would cost a write of its own.
-                if self.failure(view).is_some() {
-                    actions.extend(self.status(view, Course::Lives, now));
+                if start.obstacle.is_some() {
+                    actions.extend(self.status(view, Course::Lives(start), now));
+                    actions.extend(self.row.and_then(|row| news(row, None, start)));
                 }
-                actions.push(Action::CreateVm { owner: self.owner.clone(), manifests: Box::new(manifests) });
+                if !view.paused && view.fleet.throttled.is_none() {
+                    actions.push(Action::CreateVm { owner: self.owner.clone(), manifests: Box::new(manifests) });
+                }
             }
             // A template that does not render is an end that was observed.
             (None, Some(Err(_))) => (),
@@ -415,7 +481,13 @@ impl<'a> Desktop<'a> {
                 }
             }
         }
-        Plan { actions, wait: None }
+        Plan { actions, wait: self.until_stuck(view, now), ..Plan::default() }
+    }
+
+    /// Time until a VMI that is being deleted should be gone.
+    fn until_stuck(&self, view: &View<'_>, now: Now) -> Option<Duration> {
+        let left = view.vmi.present()?.gone_by?.duration_since(now.cluster);
+        left.is_positive().then(|| left.unsigned_abs())
     }
 
     /// The write that makes the CR's status true, if it is not.
@@ -425,27 +497,43 @@ impl<'a> Desktop<'a> {
         if matches!(course, Course::Ends(_)) && status::is_over(&cr.status) {
             return None;
         }
-        let status = status::project(view, cr, course, self.expires_at, self.now(now), &self.owner);
+        let status = status::project(view, cr, course, self.expires_at, (self.now(now), now), &self.owner);
         (status != cr.status).then(|| Action::WriteCrStatus { uid: cr.uid.clone(), status: Box::new(status) })
     }
 }
 
 /// What the database does not know yet of a desktop that lives.
-fn news(row: &Row, vm: &Vm, vmi: Option<&Vmi>) -> Option<Action> {
-    let ready = vmi.is_some_and(status::is_ready);
-    let status = (ready && row.status == RowStatus::Pending).then_some(RowStatus::Running);
-    let known = row.observed_generation >= row.generation && row.vm_uid.as_deref() == Some(&vm.uid);
-    (!known || status.is_some()).then(|| {
+fn news(row: &Row, vm: Option<&Vm>, start: &Start) -> Option<Action> {
+    let running = start.ready && row.status == RowStatus::Pending;
+    let known = vm.is_none_or(|vm| row.observed_generation >= row.generation && row.vm_uid.as_deref() == Some(&vm.uid));
+    let message = message_of(row, start);
+    (!known || running || message.is_some()).then(|| {
         Action::Report(Report {
             id: row.id,
-            generation: row.generation,
-            vm_uid: Some(vm.uid.clone()),
-            status,
+            // Without a VM, what the row wants is still to be done.
+            generation: if vm.is_some() { row.generation } else { row.observed_generation },
+            vm_uid: vm.map(|vm| vm.uid.clone()),
+            status: running.then_some(RowStatus::Running),
             reason: None,
-            message: None,
+            message,
+            stream_url: vm.filter(|_| running).and_then(|vm| vm.start.stream_url.clone()),
             ended: false,
         })
     })
+}
+
+/// The message of a row that is not ready: what keeps it, once for each cause. A change is an event to everyone
+/// who watches the row, so neither other words of the same cause nor our own queue are one.
+fn message_of(row: &Row, start: &Start) -> Option<String> {
+    let told = row.message.as_deref();
+    match start.obstacle.as_ref().filter(|cause| !cause.reason.is_our_own_doing()) {
+        Some(cause) => {
+            let prefix = format!("{}: ", cause.reason);
+            let known = told.is_some_and(|told| told.starts_with(&prefix));
+            (!known).then(|| reason::cut(prefix + &cause.words))
+        }
+        None => told.map(|_| String::new()),
+    }
 }
 
 fn last_word(row: &Row, end: &End, vm_uid: Option<&str>) -> Report {
@@ -457,6 +545,7 @@ fn last_word(row: &Row, end: &End, vm_uid: Option<&str>) -> Report {
         status: Some(status),
         reason: Some(end.reason.clone()),
         message: end.message.clone(),
+        stream_url: None,
         ended: true,
     }
 }
@@ -479,7 +568,7 @@ fn clear_away(view: &View<'_>, row: &Row, cr: Option<&Cr>) -> Plan {
             None => vec![Action::Forget],
         },
     };
-    Plan { actions, wait: None }
+    Plan { actions, ..Plan::default() }
 }
 
 /// Neither row nor CR: what a desktop by hand left behind when its CR was deleted goes too.
@@ -501,7 +590,7 @@ fn collect_leftovers(view: &View<'_>) -> Plan {
             vec![Action::DeleteSecrets { selector: secrets_by_hand(view.key) }, Action::Forget]
         }
     };
-    Plan { actions, wait: None }
+    Plan { actions, ..Plan::default() }
 }
 
 /// A CR by hand whose spec cannot be read: it says so, and nothing is made of it.

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use tinytemplate::TinyTemplate;
 use uuid::Uuid;
 
+use crate::model::StartRules;
 use crate::names::{ANNOTATION_TEMPLATE, Key, MANAGER, Owner};
 use crate::reason::Reason;
 
@@ -58,6 +59,15 @@ pub struct Manifests {
 impl fmt::Debug for Manifests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Manifests").field("secret_name", &self.secret_name).finish_non_exhaustive()
+    }
+}
+
+impl Manifests {
+    /// What the template says of starts.
+    pub fn start_rules(&self) -> StartRules {
+        let annotations = self.vm.pointer("/metadata/annotations").and_then(Value::as_object);
+        let texts = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
+        StartRules::read(&annotations.into_iter().flatten().filter_map(texts).collect())
     }
 }
 

@@ -4,16 +4,21 @@
 
 use std::borrow::Cow;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::Resource;
 use kube::api::ObjectMeta;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::crd::{CyberdeskSpec, CyberdeskStatus};
-use crate::model::{Cr, RunStrategy, Vm, Vmi, VmiPhase};
+use crate::model::{Cr, RunStrategy, StartRules, Vm, Vmi, VmiPhase, later};
 use crate::names::{Key, Owner};
 use crate::queue::Lane;
+
+/// Seconds of grace of a VMI that does not say (KubeVirt's `DefaultGracePeriodSeconds`).
+const DEFAULT_GRACE: i64 = 30;
+/// What KubeVirt gives the pod beyond its guest's grace (`pkg/virt-controller/services/template.go`).
+const POD_GRACE: SignedDuration = SignedDuration::from_secs(30);
 
 /// An object that a desktop is seen by.
 pub trait Observed: Resource<DynamicType = ()> {
@@ -84,7 +89,7 @@ impl Observed for CrObject {
         Cr {
             uid: self.metadata.uid.clone().unwrap_or_default(),
             generation: self.metadata.generation.unwrap_or_default(),
-            created: self.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+            created: created(&self.metadata),
             owner: Owner::of(&self.metadata),
             deleting: self.metadata.deletion_timestamp.is_some(),
             spec,
@@ -96,6 +101,10 @@ impl Observed for CrObject {
     fn lane(seen: &Cr) -> Lane {
         if seen.deleting { Lane::Ends } else { Lane::Makes }
     }
+}
+
+fn created(meta: &ObjectMeta) -> Timestamp {
+    meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0)
 }
 
 /// A KubeVirt `VirtualMachine`.
@@ -121,6 +130,13 @@ struct VmSpec {
 struct VmStatus {
     conditions: Vec<KubevirtCondition>,
     state_change_requests: Vec<Value>,
+    start_failure: StartFailure,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct StartFailure {
+    consecutive_fail_count: i64,
 }
 
 /// A condition as KubeVirt writes them: unlike Kubernetes' own, most of its fields may be missing.
@@ -152,15 +168,21 @@ impl Observed for VmObject {
         Vm {
             uid: self.metadata.uid.clone().unwrap_or_default(),
             owner: Owner::of(&self.metadata),
+            created: created(&self.metadata),
+            start: self.metadata.annotations.as_ref().map(StartRules::read).unwrap_or_default(),
+            noticed: self.metadata.finalizers.iter().flatten().next().is_some() || !self.status.conditions.is_empty(),
             deleting: self.metadata.deletion_timestamp.is_some(),
             run_strategy: match (self.spec.run_strategy.as_deref(), self.spec.running) {
                 (Some("Always"), _) | (None, Some(true)) => RunStrategy::Always,
                 (Some("RerunOnFailure"), _) => RunStrategy::RerunOnFailure,
                 (Some("Once"), _) => RunStrategy::Once,
+                (Some("Manual"), _) => RunStrategy::Manual,
+                (Some("Halted"), _) | (None, Some(false)) => RunStrategy::Halted,
                 _ => RunStrategy::Other,
             },
             restart_pending: !self.status.state_change_requests.is_empty(),
             failure: failure.map(|condition| condition.message.clone()),
+            failed_starts: self.status.start_failure.consecutive_fail_count,
         }
     }
 
@@ -174,14 +196,23 @@ impl Observed for VmObject {
 pub struct VmiObject {
     metadata: ObjectMeta,
     #[serde(default)]
+    spec: VmiSpec,
+    #[serde(default)]
     status: VmiStatus,
 }
 resource!(VmiObject, "VirtualMachineInstance", "kubevirt.io", "v1", "virtualmachineinstances");
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+struct VmiSpec {
+    termination_grace_period_seconds: Option<i64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 struct VmiStatus {
     phase: String,
+    reason: String,
     conditions: Vec<KubevirtCondition>,
     interfaces: Vec<Interface>,
     node_name: Option<String>,
@@ -193,6 +224,14 @@ struct Interface {
     ip_address: Option<String>,
 }
 
+impl VmiObject {
+    /// Reason and message of a condition that does not hold.
+    fn fault(&self, kind: &str) -> Option<(String, String)> {
+        let condition = self.status.conditions.iter().find(|condition| condition.is(kind, "False"))?;
+        Some((condition.reason.clone(), condition.message.clone()))
+    }
+}
+
 impl Observed for VmiObject {
     type Seen = Vmi;
 
@@ -201,16 +240,17 @@ impl Observed for VmiObject {
     }
 
     fn seen(&self) -> Vmi {
-        let conditions = &self.status.conditions;
-        // `Synchronized` appears only as False, with the error; `PodScheduled` is copied while False.
-        let waiting = ["Synchronized", "PodScheduled"]
-            .iter()
-            .find_map(|kind| conditions.iter().find(|condition| condition.is(kind, "False")))
-            .map(|condition| (condition.reason.clone(), condition.message.clone()));
+        let holds = |kind: &str| self.status.conditions.iter().any(|condition| condition.is(kind, "True"));
+        // These appear only as False, with the error; `PodScheduled` is the pod's, copied while False.
+        let waiting = ["Synchronized", "PodScheduled", "DataVolumesReady"].iter().find_map(|kind| self.fault(kind));
+        let deleting = self.metadata.deletion_timestamp.as_ref().map(|time| time.0);
+        let grace = self.spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE).max(0);
         Vmi {
             uid: self.metadata.uid.clone().unwrap_or_default(),
             owner: Owner::of(&self.metadata),
-            deleting: self.metadata.deletion_timestamp.is_some(),
+            created: created(&self.metadata),
+            deleting: deleting.is_some(),
+            gone_by: deleting.map(|at| later(later(at, SignedDuration::from_secs(grace)), POD_GRACE)),
             phase: match self.status.phase.as_str() {
                 "" | "Pending" => VmiPhase::Pending,
                 "Scheduling" => VmiPhase::Scheduling,
@@ -220,7 +260,12 @@ impl Observed for VmiObject {
                 "Failed" => VmiPhase::Failed,
                 _ => VmiPhase::Other,
             },
-            ready: conditions.iter().any(|condition| condition.is("Ready", "True")),
+            ready: holds("Ready"),
+            unready: self.fault("Ready").filter(|_| self.status.phase == "Running"),
+            agent: holds("AgentConnected"),
+            paused: holds("Paused"),
+            evicted: holds("EvictionRequested"),
+            node_lost: self.status.reason == "NodeUnresponsive",
             node: self.status.node_name.clone(),
             ip: self.status.interfaces.iter().find_map(|interface| interface.ip_address.clone()),
             waiting,

@@ -23,8 +23,9 @@ pub(super) const WATCH_SECONDS: u32 = 30;
 
 /// Keeps a cache current and wakes the desktops whose objects changed. Ends when it is dropped.
 ///
-/// There is no label selector: a label that somebody removes would look like a deletion.
-pub(crate) async fn follow<K>(api: Api<K>, cache: &Cache<K::Seen>, queue: &Queue)
+/// There is no label selector: a label that somebody removes would look like a deletion. `tell` hears whether
+/// the watch goes well.
+pub(crate) async fn follow<K>(api: Api<K>, cache: &Cache<K::Seen>, queue: &Queue, tell: impl Fn(bool))
 where
     K: Observed + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
@@ -33,6 +34,10 @@ where
     let mut list = HashMap::new();
     let mut trouble = false;
     while let Some(event) = events.next().await {
+        // A list that was begun may still fail.
+        if !matches!(event, Ok(Event::Init | Event::InitApply(_))) {
+            tell(event.is_ok());
+        }
         match event {
             Ok(Event::Init) => list = HashMap::new(),
             Ok(Event::InitApply(object)) => {

@@ -21,6 +21,8 @@ use super::objects::{CrObject, Observed, VmObject, VmiObject, version};
 use crate::crd::{CyberdeskSpec, CyberdeskStatus};
 use crate::model::{Cr, Seen, Vm, Vmi};
 use crate::names::{Key, MANAGER};
+use crate::plan::{Fault, is_quota};
+use crate::telemetry::chain;
 use crate::template::Manifests;
 
 /// What became of a create.
@@ -105,6 +107,17 @@ impl Error {
     /// The API server's words, if it will never take what it was given.
     fn refusal(&self) -> Option<String> {
         self.status().filter(|(code, _)| matches!(code, 400 | 413 | 422)).map(|(_, words)| words.to_owned())
+    }
+
+    /// Why a VM could not be made, in the words of whoever says so, and whose fault it is.
+    pub fn fault(&self) -> (String, Fault) {
+        match self.status() {
+            Some((403, words)) if is_quota(words) => (words.to_owned(), Fault::Quota),
+            Some((403 | 409, words)) => (words.to_owned(), Fault::Forbidden),
+            // 404: the kind is not served, so KubeVirt is not there.
+            Some((_, words)) => (words.to_owned(), Fault::Outage),
+            None => (chain(self).to_string(), Fault::Outage),
+        }
     }
 
     fn is(&self, code: u16) -> bool {

@@ -154,6 +154,7 @@ mod tests {
             status: None,
             reason: None,
             message: None,
+            stream_url: None,
             ended: false,
         };
         let reports = ids.into_iter().map(|id| (Uuid::from_u128(id), report(id))).collect();

@@ -88,6 +88,9 @@ impl Store {
         if let Some(status) = report.status.filter(|_| matches!(row.status, RowStatus::Pending | RowStatus::Running)) {
             row.status = status;
         }
+        if let Some(message) = report.message.as_ref().filter(|_| row.desired == Desired::Present) {
+            row.message = Some(message.clone()).filter(|message| !message.is_empty());
+        }
         if report.ended {
             row.ended = true;
             row.desired = Desired::Absent;

@@ -225,7 +225,7 @@ async fn report(pool: &Pool, term: Term, reports: &[Report]) -> anyhow::Result<B
     let statuses: Vec<Option<&str>> = reports.iter().map(|r| r.status.map(RowStatus::as_str)).collect();
     let reasons: Vec<Option<&str>> = reports.iter().map(|r| r.reason.as_deref()).collect();
     let messages: Vec<Option<&str>> = reports.iter().map(|r| r.message.as_deref()).collect();
-    let stream_urls: Vec<Option<&str>> = reports.iter().map(|_| None).collect();
+    let stream_urls: Vec<Option<&str>> = reports.iter().map(|r| r.stream_url.as_deref()).collect();
     let ended: Vec<bool> = reports.iter().map(|r| r.ended).collect();
     let params: [Param<'_>; 10] = [
         (&term.epoch, Type::INT8),

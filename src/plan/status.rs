@@ -4,28 +4,21 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::View;
-use crate::crd::{CyberdeskStatus, End, Phase, VirtualMachineRef};
-use crate::model::{Cr, Vmi, VmiPhase};
+use super::start::Start;
+use crate::crd::{CyberdeskStatus, End, Phase, StartClock, VirtualMachineRef};
+use crate::model::{Cr, Now, Vmi};
 use crate::names::Owner;
-use crate::reason;
-
-/// Why a desktop waits while an administrator has set `cyberdesk.settings.paused`.
-const MAKING_PAUSED: &str = "an administrator has paused the making of new desktops";
+use crate::reason::{self, Reason};
 
 /// Where a desktop is on its way.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Course<'a> {
     /// It lives, or comes to be.
-    Lives,
+    Lives(&'a Start),
     /// Its end is decided, and something of it may be left.
     Ends(&'a End),
     /// It is over: someone looked, and nothing of it is left.
     Over(&'a End),
-}
-
-/// Whether the guest can be used. KubeVirt leaves `Ready` as it was on a VMI that has ended or is being deleted.
-pub(super) fn is_ready(vmi: &Vmi) -> bool {
-    vmi.ready && vmi.phase == VmiPhase::Running && !vmi.deleting
 }
 
 /// Whether a CR has said its last word.
@@ -33,72 +26,65 @@ pub(super) fn is_over(status: &CyberdeskStatus) -> bool {
     status.end.is_some() && matches!(status.phase, Some(Phase::Terminated | Phase::Error))
 }
 
-/// The status that a CR should have. `now` is by the clock that its deadline is judged by.
+/// The status that a CR should have. `judge` is the time by the clock that its deadline is judged by.
 pub(super) fn project(
     view: &View<'_>,
     cr: &Cr,
     course: Course<'_>,
     expires_at: Timestamp,
-    now: Timestamp,
+    (judge, now): (Timestamp, Now),
     owner: &Owner,
 ) -> CyberdeskStatus {
     let before = &cr.status;
     let vm = view.vm.present().filter(|vm| vm.owner.as_ref() == Some(owner));
     let vmi = view.vmi.present().filter(|_| vm.is_some());
-    let ready = vmi.is_some_and(is_ready);
+    let (start, over, end) = match course {
+        Course::Lives(start) => (Some(start), false, None),
+        Course::Ends(end) => (None, false, Some(end)),
+        Course::Over(end) => (None, true, Some(end)),
+    };
+    let ready = start.is_some_and(|start| start.ready);
     let phase = match course {
         Course::Over(end) => end.phase,
         Course::Ends(_) => Phase::Stopping,
-        Course::Lives if ready => Phase::Running,
-        Course::Lives if vm.is_some() => Phase::Starting,
-        Course::Lives => Phase::Pending,
+        Course::Lives(_) if ready => Phase::Running,
+        Course::Lives(_) if vm.is_some() => Phase::Starting,
+        Course::Lives(_) => Phase::Pending,
     };
-    let (over, end) = match course {
-        Course::Lives => (false, None),
-        Course::Ends(end) => (false, Some(end)),
-        Course::Over(end) => (true, Some(end)),
-    };
-    // Until the guest runs, KubeVirt's own words for what it waits for are all there is to say.
-    let not_made = view.failure.filter(|failure| failure.owner == *owner && vm.is_none());
-    let held_up = not_made
-        .map(|failure| ("NotCreated".to_owned(), reason::cut(failure.words.clone())))
-        .or_else(|| (view.paused && vm.is_none()).then(|| ("MakingPaused".to_owned(), MAKING_PAUSED.to_owned())))
-        .or_else(|| vm.and_then(|vm| vm.failure.clone().map(|words| ("FailedCreate".to_owned(), reason::cut(words)))))
-        .or_else(|| vmi.and_then(|vmi| vmi.waiting.clone()).map(|(why, words)| (why, reason::cut(words))))
-        .filter(|_| !ready);
-    let (why, message) = match (end, held_up) {
+    let obstacle = start.and_then(|start| start.obstacle.as_ref());
+    let (reason, message) = match (end, obstacle) {
         (Some(end), _) => (Some(end.reason.clone()), end.message.clone()),
-        (None, Some((why, words))) => (Some(why), Some(words)),
+        (None, Some(cause)) => (Some(cause.reason.to_string()), Some(reason::cut(cause.words.clone()))),
         (None, None) => (None, None),
     };
-    // Node and address are news once the guest is ready; before, they would cost a write of their own.
-    let placed = vmi.filter(|_| ready || before.start_time.is_some());
-    let condition = |kind: &str, holds: bool| {
-        let state = if holds { "True" } else { "False" };
-        let reason = why.clone().unwrap_or_else(|| format!("{phase:?}"));
-        let last = before.conditions.iter().flatten().find(|c| c.type_ == kind);
-        let since = last
-            .filter(|last| last.status == state)
-            .map_or_else(|| Time(whole_seconds(now)), |last| last.last_transition_time.clone());
-        Condition {
-            type_: kind.to_owned(),
-            status: state.to_owned(),
-            reason,
-            message: message.clone().unwrap_or_default(),
-            observed_generation: Some(cr.generation),
-            last_transition_time: since,
-        }
-    };
+    let clock = start.and_then(|start| start.clock.clone());
+    let started = ready || before.start_time.is_some();
+    // Node, address and UID are news once the guest is ready; before, they would cost a write of their own.
+    let placed = vmi.filter(|_| started);
+    let restarted = vmi.filter(|_| ready).is_some_and(|vmi| before.vmi_uid.as_ref().is_some_and(|uid| *uid != vmi.uid));
+
+    let why = reason.clone().unwrap_or_else(|| format!("{phase:?}"));
+    let words = message.clone().unwrap_or_default();
+    let stuck = stuck(view, owner, course, now).map(|words| (Reason::TeardownStuck.to_string(), words));
+    let until = clock.as_ref().map(|clock| with_clock(&words, clock)).unwrap_or_else(|| words.clone());
+    let conditions = [
+        ("Ready", ready, (why.clone(), words.clone())),
+        ("Started", started, (why.clone(), until)),
+        ("Ended", over, stuck.unwrap_or((why, words))),
+    ];
     CyberdeskStatus {
         phase: Some(phase),
-        conditions: Some(vec![condition("Ready", ready && end.is_none()), condition("Ended", over)]),
-        reason: why.clone(),
-        message: message.clone(),
+        conditions: Some(conditions.into_iter().map(|told| condition(cr, told, judge)).collect()),
+        reason,
+        message,
         observed_generation: Some(cr.generation),
         virtual_machine_ref: vm
             .map(|vm| VirtualMachineRef { name: view.key.vm_name(), uid: vm.uid.clone() })
             .or_else(|| before.virtual_machine_ref.clone()),
-        start_time: before.start_time.or_else(|| ready.then(|| whole_seconds(now))),
+        start_clock: clock,
+        start_time: before.start_time.or_else(|| ready.then(|| whole_seconds(judge))),
+        vmi_uid: vmi.filter(|_| ready).map(|vmi| vmi.uid.clone()).or_else(|| before.vmi_uid.clone()),
+        restarts: if restarted { Some(before.restarts.unwrap_or_default() + 1) } else { before.restarts },
         expiry_time: Some(whole_seconds(expires_at)),
         node: placed.map_or_else(|| before.node.clone(), |vmi| vmi.node.clone()),
         ip: placed.map_or_else(|| before.ip.clone(), |vmi| vmi.ip.clone()),
@@ -106,7 +92,38 @@ pub(super) fn project(
     }
 }
 
+fn condition(cr: &Cr, (kind, holds, (reason, message)): (&str, bool, (String, String)), now: Timestamp) -> Condition {
+    let state = if holds { "True" } else { "False" };
+    let last = cr.status.conditions.iter().flatten().find(|last| last.type_ == kind && last.status == state);
+    Condition {
+        type_: kind.to_owned(),
+        status: state.to_owned(),
+        reason,
+        message,
+        observed_generation: Some(cr.generation),
+        last_transition_time: last.map_or_else(|| Time(whole_seconds(now)), |last| last.last_transition_time.clone()),
+    }
+}
+
+/// What a start waits for, and for how long.
+fn with_clock(words: &str, clock: &StartClock) -> String {
+    let until = match (clock.deadline, clock.seconds_left) {
+        (Some(deadline), _) => format!("given up at {deadline} if it is not ready by then"),
+        (None, left) => format!("its start clock stands still, with {} s left", left.unwrap_or_default()),
+    };
+    if words.is_empty() { until } else { format!("{words}; {until}") }
+}
+
+/// What to say of a VMI that is still there though its grace is over.
+fn stuck(view: &View<'_>, owner: &Owner, course: Course<'_>, now: Now) -> Option<String> {
+    let late = |vmi: &&Vmi| vmi.owner.as_ref() == Some(owner) && vmi.gone_by.is_some_and(|by| by <= now.cluster);
+    let vmi = view.vmi.present().filter(late).filter(|_| matches!(course, Course::Ends(_)))?;
+    let node = vmi.node.as_deref().map(|node| format!(" on node {node}")).unwrap_or_default();
+    let by = vmi.gone_by?;
+    Some(format!("its VirtualMachineInstance{node} should have been gone by {by} and is still there"))
+}
+
 /// Times that people read in kubectl need no fractions.
-fn whole_seconds(at: Timestamp) -> Timestamp {
+pub(super) fn whole_seconds(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).expect("a whole second of a timestamp is a timestamp")
 }

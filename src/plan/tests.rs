@@ -1,7 +1,10 @@
+mod starts;
+
 use std::sync::LazyLock;
 
 use super::*;
 use crate::crd::VirtualMachineRef;
+use crate::model::StartRules;
 
 const NOON: i64 = 1_800_000_000;
 
@@ -75,10 +78,14 @@ fn vm() -> Vm {
     Vm {
         uid: "vm".into(),
         owner: Some(Owner::Row(id())),
+        created: at(-10),
+        start: StartRules::default(),
+        noticed: true,
         deleting: false,
         run_strategy: RunStrategy::Once,
         restart_pending: false,
         failure: None,
+        failed_starts: 0,
     }
 }
 
@@ -86,9 +93,16 @@ fn vmi(phase: VmiPhase, ready: bool) -> Vmi {
     Vmi {
         uid: "vmi".into(),
         owner: Some(Owner::Row(id())),
+        created: at(-9),
         deleting: false,
+        gone_by: None,
         phase,
         ready,
+        unready: None,
+        agent: false,
+        paused: false,
+        evicted: false,
+        node_lost: false,
         node: Some("node01".into()),
         ip: Some("10.0.0.1".into()),
         waiting: None,
@@ -100,7 +114,7 @@ fn up() -> Vmi {
 }
 
 fn refused() -> Option<CreateFailure> {
-    Some(CreateFailure { owner: Owner::Row(id()), words: "no".into(), for_good: true })
+    Some(CreateFailure { owner: Owner::Row(id()), words: "no".into(), fault: Fault::Refused, since: at(-5) })
 }
 
 fn with_end(cr: Cr, reason: Reason) -> Cr {
@@ -119,16 +133,18 @@ struct Situation {
     vmi: Seen<Vmi>,
     live: bool,
     failure: Option<CreateFailure>,
+    fleet: Standing,
     paused: bool,
 }
 
 impl Situation {
     fn of_row(row: Row, cr: Seen<Cr>, vm: Seen<Vm>, vmi: Seen<Vmi>) -> Self {
-        Self { key: Key::of_row(id()), row: Present(row), cr, vm, vmi, live: false, failure: None, paused: false }
+        Self { key: Key::of_row(id()), row: Present(row), ..Self::by_hand(cr, vm, vmi) }
     }
 
     fn by_hand(cr: Seen<Cr>, vm: Seen<Vm>, vmi: Seen<Vmi>) -> Self {
-        Self { key: Key::new("desk"), row: Absent, cr, vm, vmi, live: false, failure: None, paused: false }
+        let fleet = Standing::default();
+        Self { key: Key::new("desk"), row: Absent, cr, vm, vmi, live: false, failure: None, fleet, paused: false }
     }
 
     fn live(self) -> Self {
@@ -144,6 +160,7 @@ impl Situation {
             vmi: self.vmi.clone(),
             live: self.live,
             failure: self.failure.as_ref(),
+            fleet: &self.fleet,
             paused: self.paused,
             templates: &TEMPLATES,
         };
@@ -162,6 +179,7 @@ impl Situation {
                 format!("report over {status}({})", report.reason.as_deref().unwrap_or_default())
             }
             Action::Report(Report { status: Some(status), .. }) => format!("report {}", status.as_str()),
+            Action::Report(Report { message: Some(message), .. }) => format!("note {message}"),
             Action::Report(_) => "report seen".into(),
             Action::CreateCr { .. } => "create CR".into(),
             Action::ApplyCr { .. } => "apply CR".into(),
@@ -199,7 +217,7 @@ fn each_situation_of_a_row_has_its_next_steps() {
     let extended = || Row { expires_at: at(900), timeout_at: at(900), generation: 2, ..running() };
     let idle_for_long = || Row { expires_at: at(0), ..running() };
     let touched = || Row { expires_at: at(300), generation: 2, ..running() };
-    let just_now = || refused().map(|failure| CreateFailure { for_good: false, ..failure });
+    let just_now = || refused().map(|failure| CreateFailure { fault: Fault::Forbidden, ..failure });
     let gone = |vmi: Vmi| Vmi { deleting: true, ..vmi };
 
     let cases = [
@@ -241,7 +259,7 @@ fn each_situation_of_a_row_has_its_next_steps() {
         (
             "new desktops wait",
             Situation { paused: true, ..row_(row(), Present(row_cr()), Absent, Absent) },
-            "say Pending(MakingPaused)",
+            "say Pending(making-paused)",
         ),
         (
             "those that are there do not",
@@ -350,7 +368,7 @@ fn each_situation_of_a_row_has_its_next_steps() {
         (
             "the VM cannot be made just now",
             Situation { failure: just_now(), ..row_(row(), Present(row_cr()), Absent, Absent) },
-            "say Pending(NotCreated), create VM",
+            "say Pending(not-created), note not-created: no, create VM",
         ),
         (
             "somebody's finalizer holds the CR of a live row",
@@ -554,7 +572,7 @@ fn every_situation() -> Vec<Situation> {
                 for vmi in &vmis {
                     let key = if row == Absent { Key::new("desk") } else { Key::of_row(id()) };
                     let (row, cr, vm, vmi) = (row.clone(), cr.clone(), vm.clone(), vmi.clone());
-                    all.push(Situation { key, row, cr, vm, vmi, live: false, failure: None, paused: false });
+                    all.push(Situation { key, row, ..Situation::by_hand(cr, vm, vmi) });
                 }
             }
         }
@@ -680,6 +698,7 @@ fn obey(situation: &mut Situation, action: Action) {
                 row.observed_generation = row.observed_generation.max(report.generation);
                 row.vm_uid = row.vm_uid.take().or(report.vm_uid);
                 row.status = report.status.unwrap_or(row.status);
+                row.message = report.message.or(row.message.take()).filter(|message| !message.is_empty());
                 if report.ended {
                     row.ended = true;
                     row.desired = Desired::Absent;

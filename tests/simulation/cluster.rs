@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use cyberdesk_operator::crd::{CyberdeskSpec, CyberdeskStatus};
-use cyberdesk_operator::model::{Cr, RunStrategy, Vm, Vmi, VmiPhase};
+use cyberdesk_operator::model::{Cr, RunStrategy, StartRules, Vm, Vmi, VmiPhase};
 use cyberdesk_operator::names::{Key, Owner};
 use jiff::Timestamp;
 
@@ -105,12 +105,28 @@ impl Cluster {
     }
 
     /// POST of a VM: false if the name is taken.
-    pub(crate) fn create_vm(&mut self, key: &Key, owner: Option<Owner>, run_strategy: RunStrategy) -> bool {
+    pub(crate) fn create_vm(
+        &mut self,
+        key: &Key,
+        owner: Option<Owner>,
+        run_strategy: RunStrategy,
+        now: Timestamp,
+    ) -> bool {
         if self.vms.get(key).is_some() {
             return false;
         }
-        let vm =
-            Vm { uid: self.uid("vm"), owner, deleting: false, run_strategy, restart_pending: false, failure: None };
+        let vm = Vm {
+            uid: self.uid("vm"),
+            owner,
+            created: now,
+            start: StartRules::default(),
+            noticed: false,
+            deleting: false,
+            run_strategy,
+            restart_pending: false,
+            failure: None,
+            failed_starts: 0,
+        };
         self.vms.put(&mut self.version, key, vm);
         true
     }
@@ -136,7 +152,7 @@ impl Cluster {
     // ----- KubeVirt and the guest
 
     /// KubeVirt takes the next step for this VM, towards `Running` or towards its end. What it did, if anything.
-    pub(crate) fn kubevirt(&mut self, key: &Key, in_time: bool) -> Option<&'static str> {
+    pub(crate) fn kubevirt(&mut self, key: &Key, in_time: bool, now: Timestamp) -> Option<&'static str> {
         let vm = self.vms.get(key).cloned();
         let vmi = self.vmis.get(key).cloned();
         match (vm, vmi) {
@@ -151,14 +167,21 @@ impl Cluster {
                 let vmi = Vmi {
                     uid: self.uid("vmi"),
                     owner: vm.owner.clone(),
+                    created: now,
                     deleting: false,
+                    gone_by: None,
                     phase: VmiPhase::Pending,
                     ready: false,
+                    unready: None,
+                    agent: false,
+                    paused: false,
+                    evicted: false,
+                    node_lost: false,
                     node: None,
                     ip: None,
                     waiting: None,
                 };
-                self.vms.put(&mut self.version, key, Vm { restart_pending: false, ..vm });
+                self.vms.put(&mut self.version, key, Vm { restart_pending: false, noticed: true, ..vm });
                 self.vmis.put(&mut self.version, key, vmi);
                 Some("makes the VMI")
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use cyberdesk_operator::cluster::Cache;
 use cyberdesk_operator::database::outbox::{Answer, Outbox};
 use cyberdesk_operator::database::store::{Remembered, Store};
+use cyberdesk_operator::fleet::Fleet;
 use cyberdesk_operator::lease::Term;
 use cyberdesk_operator::model::{Cr, Now, Row, Seen, Vm, Vmi};
 use cyberdesk_operator::names::Key;
@@ -22,6 +23,8 @@ use crate::planted::Bug;
 
 /// As the real one: rounds before a desktop waits for its turn again.
 const ROUNDS: usize = 8;
+/// VMs that KubeVirt has yet to start, so few that others have to wait.
+const MOST_UNSTARTED: usize = 2;
 
 /// To be tried again after the back-off.
 pub(crate) const FAILED: Outcome = Outcome::Failed { at_least: Duration::ZERO, deadline: None };
@@ -35,6 +38,7 @@ pub(crate) struct Daemon {
     pub(crate) queue: Queue,
     pub(crate) outbox: Outbox,
     pub(crate) failures: HashMap<Key, CreateFailure>,
+    fleet: Fleet,
     pub(crate) turns: Vec<Turn>,
     /// Its term, and until when it may write to the cluster.
     pub(crate) term: Option<(Term, Instant)>,
@@ -117,6 +121,7 @@ impl Daemon {
             queue: Queue::default(),
             outbox: Outbox::default(),
             failures: HashMap::new(),
+            fleet: Fleet::new(MOST_UNSTARTED),
             turns: vec![],
             term: None,
             fenced_in: false,
@@ -132,6 +137,8 @@ impl Daemon {
         self.term = Some((term, until));
         self.fenced_in = false;
         self.store.reset();
+        self.fleet.begin();
+        self.failures.clear();
         self.queue.open();
         self.wake_cluster();
     }
@@ -204,8 +211,10 @@ impl Daemon {
         };
         let (row, cr) = if self.bug == Some(Bug::MadeAgain) { forgetful(row, cr) } else { (row, cr) };
         let failure = self.failures.get(&key);
-        let view = View { key: &key, row, cr, vm, vmi, live: is_live, failure, paused: false, templates };
-        let Plan { actions, wait } = plan(&view, now);
+        let fleet = &self.fleet.standing(&key, now.cluster);
+        let view = View { key: &key, row, cr, vm, vmi, live: is_live, failure, fleet, paused: false, templates };
+        let Plan { actions, wait, progress, ready } = plan(&view, now);
+        wake(self.fleet.note(&key, progress, ready, now.cluster), &self.queue);
         if actions.is_empty() {
             return self.end(at, Outcome::Settled(wait.map(|wait| Instant::now() + wait)));
         }

@@ -266,7 +266,7 @@ impl World {
             1 => self.cluster.delete_vm(&key, None).then_some("deletes the VM"),
             2 => self.cluster.delete_vmi(&key, None).then_some("deletes the VMI"),
             3 if self.cluster.crs.get(&key).is_none() && self.cluster.vms.get(&key).is_none() => {
-                self.cluster.create_vm(&key, None, RunStrategy::Once).then_some("makes a VM of that name")
+                self.cluster.create_vm(&key, None, RunStrategy::Once, now.cluster).then_some("makes a VM of that name")
             }
             _ => {
                 let spec = CyberdeskSpec { timeout_ms: Some(60_000), ..CyberdeskSpec::default() };
@@ -281,7 +281,8 @@ impl World {
 
     fn kubevirt(&mut self, which: u32, how: u32) -> Option<String> {
         let key = pick(&self.cluster.keys(), which)?;
-        let what = self.cluster.kubevirt(&key, !how.is_multiple_of(4))?;
+        let now = self.now().cluster;
+        let what = self.cluster.kubevirt(&key, !how.is_multiple_of(4), now)?;
         Some(format!("KubeVirt {what}: {}", short(&key)))
     }
 
@@ -442,7 +443,7 @@ impl World {
             }
             Action::CreateVm { owner, .. } => {
                 self.cluster.secrets.insert(owner.id());
-                self.cluster.create_vm(key, Some(owner.clone()), self.run_strategy);
+                self.cluster.create_vm(key, Some(owner.clone()), self.run_strategy, self.now().cluster);
                 true
             }
             Action::DeleteVm { uid } => {

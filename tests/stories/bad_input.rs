@@ -12,7 +12,6 @@ pub(crate) fn stories() -> Vec<Story> {
         story("a CR by hand with a bad spec is refused in words", a_bad_cr),
         story("a row that the database refuses to end holds up no other", a_poisoned_row),
         story("a broken ConfigMap breaks no desktop that runs", a_broken_config_map),
-        story("a guest that never schedules says why in its CR", never_schedules),
         story("wrong settings are told all at once", wrong_settings),
     ]
 }
@@ -114,28 +113,6 @@ async fn a_broken_config_map(world: &World) -> Result<()> {
     let row = world.until_over(&another).await?;
     ensure!(row.reason.as_deref() == Some("bad-template"), "{row:?}");
     ensure!(world.row(&id).await?.status == "running", "the one that runs is not touched");
-    Ok(())
-}
-
-async fn never_schedules(world: &World) -> Result<()> {
-    let stuck = |how: &str| {
-        GOOD.replace(
-            "template: {spec:",
-            &format!("template: {{metadata: {{annotations: {{guest.testbed/never-schedules: {how}}}}}, spec:"),
-        )
-    };
-    let kinds = [("unschedulable", "Unschedulable"), ("image-pull", "ImagePullBackOff"), ("quota", "FailedCreate")];
-    let files: Vec<(String, String)> = kinds.iter().map(|(how, _)| (format!("{how}.yaml"), stuck(how))).collect();
-    world.templates(&files.iter().map(|(file, text)| (file.as_str(), text.as_str())).collect::<Vec<_>>()).await?;
-    world.start_operator(&[]).await?;
-    for (how, reason) in kinds {
-        let id = world.insert_with("1 hour", Some(json!({ "template": how }))).await?;
-        let told = async || Ok(world.cr_status(&id, "reason").await?.as_deref() == Some(reason));
-        world.until(&format!("the CR of {how} says {reason}"), told).await?;
-        ensure!(world.row(&id).await?.status == "pending");
-        world.request_shutdown(&id).await?;
-        world.until_over(&id).await?;
-    }
     Ok(())
 }
 

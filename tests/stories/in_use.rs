@@ -68,7 +68,7 @@ async fn paused(world: &World) -> Result<()> {
     let id = world.insert("1 hour").await?;
     let ending = world.insert("1 hour").await?;
     world.start_operator(&[]).await?;
-    let says_so = async || Ok(world.cr_status(&id, "reason").await?.as_deref() == Some("MakingPaused"));
+    let says_so = async || Ok(world.cr_status(&id, "reason").await?.as_deref() == Some("making-paused"));
     world.until("its CR says that it waits", says_so).await?;
     let state = "select count(*) from desktop_service_state() where state = 'paused' and served";
     world.until("apps are told", async || Ok(world.count(state).await? == 1)).await?;

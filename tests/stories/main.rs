@@ -8,11 +8,13 @@ mod account;
 mod bad_input;
 mod by_hand;
 mod database;
+mod ends;
 mod in_use;
 mod leadership;
 mod lives;
 mod restarts;
 mod scale;
+mod starts;
 mod wakeups;
 mod world;
 
@@ -80,6 +82,8 @@ fn stories() -> Vec<Story> {
         restarts::stories(),
         bad_input::stories(),
         absence::stories(),
+        starts::stories(),
+        ends::stories(),
         leadership::stories(),
         scale::stories(),
     ]

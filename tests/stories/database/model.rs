@@ -114,6 +114,7 @@ fn report(id: Uuid, random: &mut fastrand::Rng) -> Report {
         status: statuses[random.usize(..statuses.len())],
         reason: [None, Some("guest-crashed")][random.usize(..2)].map(str::to_owned),
         message: [None, Some(""), Some("words")][random.usize(..3)].map(str::to_owned),
+        stream_url: None,
         ended: random.u32(..4) == 0,
     }
 }

@@ -52,6 +52,7 @@ impl Hands {
                 }
                 self.pod_status(view.pod, ready(view.pod)).await?;
             }
+            Act::Unready => self.pod_status(view.pod, unready(view.pod, "ContainersNotReady")).await?,
             Act::EndPod => {
                 let well = view.vmi.is_some_and(|vmi| vmi.data["status"]["phase"] == "Succeeded");
                 self.pod_status(view.pod, ended(view.pod, well)).await?;
@@ -80,6 +81,9 @@ impl Hands {
                 enter_phase(&mut status, "Running", now);
                 status["interfaces"] = self.interfaces(vmi);
                 status["guestOSInfo"] = json!({});
+                if view.script.paused {
+                    set_condition(&mut status, "Paused", Some(paused(now)));
+                }
             }
             Act::Finish { well } => enter_phase(&mut status, if well { "Succeeded" } else { "Failed" }, now),
             Act::Obey(command) => {
@@ -95,10 +99,7 @@ impl Hands {
                         );
                     }
                     Command::AgentDisconnect => set_condition(&mut status, "AgentConnected", None),
-                    Command::Pause => {
-                        let paused = new_condition("Paused", true, "PausedByUser", "VMI was paused by user", now);
-                        set_condition(&mut status, "Paused", Some(paused));
-                    }
+                    Command::Pause => set_condition(&mut status, "Paused", Some(paused(now))),
                     Command::Unpause => set_condition(&mut status, "Paused", None),
                     Command::Migrate => {
                         let node = self.migrate(view.pod).await?;
@@ -107,6 +108,13 @@ impl Hands {
                         status["nodeName"] = json!(node);
                         status["interfaces"] = self.interfaces(vmi);
                         metadata["labels"] = json!({ NODE_NAME_LABEL: node });
+                    }
+                    Command::Evict => self.evict(view.pod).await?,
+                    Command::LoseNode => self.pod_status(view.pod, unready(view.pod, "NodeNotReady")).await?,
+                    // As KubeVirt's node controller does it: without a note in `phaseTransitionTimestamps`.
+                    Command::GiveUpNode => {
+                        status["phase"] = json!("Failed");
+                        status["reason"] = json!("NodeUnresponsive");
                     }
                     // Not for a running guest: noted as done, nothing else.
                     Command::PowerOff | Command::Crash | Command::FailBeforeRunning => {}
@@ -117,7 +125,7 @@ impl Hands {
         let patch = json!({ "metadata": metadata, "status": status });
         let api = vmis(&self.client, &vmi.namespace().unwrap_or_default());
         self.vmis.learn(api.patch(&vmi.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?);
-        if matches!(act, Act::Obey(Command::Migrate)) {
+        if matches!(act, Act::Obey(Command::Migrate | Command::GiveUpNode)) {
             self.remove(view.pod).await?;
         }
         Ok(())
@@ -159,6 +167,11 @@ impl Hands {
         let written = self.pods(pod).patch_status(&pod.name_any(), &PatchParams::default(), &patch).await?;
         self.pods.learn(written);
         Ok(())
+    }
+
+    /// The pod gets its grace; the guest in it is asked to shut down.
+    async fn evict(&self, pod: &Pod) -> kube::Result<()> {
+        self.pods(pod).delete(&pod.name_any(), &DeleteParams::default()).await.map(drop)
     }
 
     async fn remove(&self, pod: &Pod) -> kube::Result<()> {
@@ -222,6 +235,22 @@ fn waiting(pod: &Pod, reason: &str) -> Value {
     status["state"] = json!({ "waiting": { "reason": reason, "message": message } });
     json!({ "phase": "Pending", "containerStatuses": [status],
         "conditions": conditions(&[("PodScheduled", true), ("Initialized", true), ("ContainersReady", false), ("Ready", false)]) })
+}
+
+/// Somebody holds the guest's CPUs.
+fn paused(now: Timestamp) -> Value {
+    new_condition("Paused", true, "PausedByUser", "VMI was paused by user", now)
+}
+
+/// The container runs; whether it is of use is unknown, or known not to be.
+fn unready(pod: &Pod, reason: &str) -> Value {
+    let mut status = ready(pod);
+    status["containerStatuses"][0]["ready"] = json!(false);
+    let mut told = conditions(&[("PodScheduled", true), ("Initialized", true), ("ContainersReady", false)]);
+    let unready = new_condition("Ready", false, reason, "", Timestamp::now());
+    told.as_array_mut().into_iter().for_each(|told| told.push(unready.clone()));
+    status["conditions"] = told;
+    status
 }
 
 fn ready(pod: &Pod) -> Value {

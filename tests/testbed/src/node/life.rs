@@ -23,6 +23,8 @@ pub(super) enum Act {
     HoldUp(&'static str),
     /// The kubelet says that the pod runs and is ready.
     Ready,
+    /// The kubelet says that the pod runs and is not ready: its readiness probe fails.
+    Unready,
     /// virt-handler says that the guest runs.
     Run,
     /// virt-handler says that the guest has ended, well or badly.
@@ -58,6 +60,12 @@ pub(super) fn next(view: &View<'_>) -> Option<Step> {
         // Not in the cache (yet). Only a deletion is acted on: nothing may end a pod because its VMI was not seen.
         return if is_deleting(view.pod) { at_once(Act::RemovePod) } else { None };
     };
+    if view.script.due(vmi) == Some(Command::GiveUpNode) {
+        return at_once(Act::Obey(Command::GiveUpNode));
+    }
+    if view.script.node_is_lost(vmi) && !matches!(phase(vmi), "Succeeded" | "Failed") {
+        return None;
+    }
     let deleting = is_deleting(vmi) || is_deleting(view.pod);
     match phase(vmi) {
         "Succeeded" | "Failed" => after_the_guest(view),
@@ -68,6 +76,7 @@ pub(super) fn next(view: &View<'_>) -> Option<Step> {
         "Running" if deleting => Some(shut_down(view, vmi)),
         "Running" => live(view, vmi),
         "Scheduled" if deleting => at_once(Act::Finish { well: false }),
+        "Scheduled" if view.script.never_ready && is_ready(view.pod) => at_once(Act::Unready),
         "Scheduled" => match view.script.due(vmi) {
             Some(Command::FailBeforeRunning) => Some(Step { after: boot(view) / 2, act: Act::Finish { well: false } }),
             _ => Some(Step { after: boot(view), act: Act::Run }),

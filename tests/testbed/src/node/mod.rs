@@ -16,6 +16,8 @@
 //! | `guest.testbed/shutdown` | time | how long a shutdown takes; longer than the grace period ends `Failed` |
 //! | `guest.testbed/agent` | time | the guest agent connects this long after `Running` (otherwise never by itself) |
 //! | `guest.testbed/ignores-acpi` | `"true"` | not moved by the power button: `Failed` when the grace period ends |
+//! | `guest.testbed/paused` | `"true"` | paused from the start, as with `startStrategy: Paused` |
+//! | `guest.testbed/never-ready` | `"true"` | the guest runs, and its pod is never ready: a probe that fails |
 //! | `guest.testbed/never-schedules` | `unschedulable` | no node fits: `PodScheduled=False`, for ever `Scheduling` |
 //! | | `image-pull` | `ImagePullBackOff`, for ever `Scheduling` |
 //! | | `missing-secret` | the container is never created, for ever `Scheduling` |
@@ -26,6 +28,9 @@
 //! | | `agent-connect`, `agent-disconnect` | condition `AgentConnected` appears, disappears |
 //! | | `pause`, `unpause` | condition `Paused` appears, disappears |
 //! | | `migrate` | the guest moves to the next node: new pod, node and IP, same VMI |
+//! | | `evict` | the node is drained: the pod is being deleted, and the guest shuts down |
+//! | | `lose-node` | the node falls silent: `Ready=False` (`NodeNotReady`), and nothing else happens, no shutdown either |
+//! | | `give-up-node` | the pod of the silent node is removed: `Failed`, `NodeUnresponsive` |
 //!
 //! `do` is acted on when it appears or changes (`guest.testbed/done` notes the last one): say `pause 2` to pause again.
 //! A pod that mounts a Secret is not started before that Secret exists, script or no script.

@@ -25,6 +25,12 @@ pub(super) enum Command {
     Unpause,
     /// The guest moves to another node: new pod, node and IP, same VMI.
     Migrate,
+    /// The node is drained: the pod is evicted, and the guest asked to shut down.
+    Evict,
+    /// The node falls silent: the pod is not ready, and nothing that is asked of it happens.
+    LoseNode,
+    /// The silent node is given up: its pod is removed by force, and the VMI ends `Failed`, `NodeUnresponsive`.
+    GiveUpNode,
 }
 
 /// Why a guest never gets as far as starting.
@@ -51,6 +57,10 @@ pub(super) struct Script {
     pub(super) agent: Option<Duration>,
     /// The guest does not listen to the power button.
     pub(super) ignores_acpi: bool,
+    /// The guest is paused when it starts, as with `startStrategy: Paused`.
+    pub(super) paused: bool,
+    /// Its readiness probe fails for ever: the guest runs, and its pod is not ready.
+    pub(super) never_ready: bool,
     /// Why it never starts, if it does not.
     pub(super) stuck: Option<Stuck>,
     /// What it was last told to do, as written: a changed text is a new command.
@@ -82,6 +92,8 @@ impl Script {
             "shutdown" => self.shutdown = Some(duration(text)?),
             "agent" => self.agent = Some(duration(text)?),
             "ignores-acpi" => self.ignores_acpi = text.parse()?,
+            "paused" => self.paused = text.parse()?,
+            "never-ready" => self.never_ready = text.parse()?,
             "never-schedules" => {
                 self.stuck = Some(match text {
                     "unschedulable" => Stuck::Unschedulable,
@@ -102,6 +114,9 @@ impl Script {
                     "pause" => Command::Pause,
                     "unpause" => Command::Unpause,
                     "migrate" => Command::Migrate,
+                    "evict" => Command::Evict,
+                    "lose-node" => Command::LoseNode,
+                    "give-up-node" => Command::GiveUpNode,
                     _ => bail!("no such command"),
                 };
                 self.command = Some((text.to_owned(), command));
@@ -116,6 +131,11 @@ impl Script {
     pub(super) fn due(&self, vmi: &DynamicObject) -> Option<Command> {
         let (text, command) = self.command.as_ref()?;
         (annotation(vmi, DONE) != Some(text)).then_some(*command)
+    }
+
+    /// Whether its node has fallen silent and was not given up.
+    pub(super) fn node_is_lost(&self, vmi: &DynamicObject) -> bool {
+        matches!(self.command, Some((_, Command::LoseNode))) && self.due(vmi).is_none()
     }
 }
 
