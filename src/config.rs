@@ -1,6 +1,7 @@
 //! Every setting, read once from the environment (and `.env`), checked, and all faults told together.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,13 +22,23 @@ struct Given {
     poll_interval: Option<String>,
     resync_interval: Option<String>,
     concurrency: Option<String>,
+    listen: Option<String>,
     log: Option<String>,
     log_format: Option<String>,
 }
 
 /// Names of the variables above, without prefix.
-const NAMES: [&str; 8] =
-    ["NAMESPACE", "VM_NAMESPACE", "TEMPLATES", "POLL_INTERVAL", "RESYNC_INTERVAL", "CONCURRENCY", "LOG", "LOG_FORMAT"];
+const NAMES: [&str; 9] = [
+    "NAMESPACE",
+    "VM_NAMESPACE",
+    "TEMPLATES",
+    "POLL_INTERVAL",
+    "RESYNC_INTERVAL",
+    "CONCURRENCY",
+    "LISTEN",
+    "LOG",
+    "LOG_FORMAT",
+];
 
 #[derive(Debug, Default, Deserialize)]
 struct GivenDatabase {
@@ -51,6 +62,8 @@ pub struct Config {
     pub resync_interval: Duration,
     /// Most desktops worked on at once, and so most calls to the API server in flight.
     pub concurrency: usize,
+    /// Where `/metrics` is served.
+    pub listen: SocketAddr,
     /// What to log.
     pub logging: Logging,
 }
@@ -135,6 +148,10 @@ impl Config {
                 64
             }
         };
+        let listen = given.listen.unwrap_or_else(|| "0.0.0.0:8080".to_owned());
+        let listen = listen.parse::<SocketAddr>().map_err(|_| {
+            faults.push(format!("{PREFIX}LISTEN is {listen:?}; it must be an address and a port such as 0.0.0.0:8080"));
+        });
         let filter = given.log.unwrap_or_else(|| "info".to_owned());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&filter) {
             faults.push(format!(
@@ -150,8 +167,8 @@ impl Config {
                 None
             }
         };
-        match database {
-            Ok(database) if faults.is_empty() => {
+        match (database, listen) {
+            (Ok(database), Ok(listen)) if faults.is_empty() => {
                 let logging = Logging { filter, format };
                 Ok((
                     Self {
@@ -162,6 +179,7 @@ impl Config {
                         poll_interval,
                         resync_interval,
                         concurrency,
+                        listen,
                         logging,
                     },
                     warnings,
@@ -214,6 +232,7 @@ mod tests {
             ("CYBERDESK_NAMESPACE", "Not A Label"),
             ("CYBERDESK_POLL_INTERVAL", "soon"),
             ("CYBERDESK_CONCURRENCY", "0"),
+            ("CYBERDESK_LISTEN", "8080"),
             ("CYBERDESK_LOG_FORMAT", "xml"),
         ])
         .expect_err("faults")
@@ -223,6 +242,7 @@ mod tests {
             "CYBERDESK_NAMESPACE",
             "CYBERDESK_POLL_INTERVAL",
             "CYBERDESK_CONCURRENCY",
+            "CYBERDESK_LISTEN",
             "CYBERDESK_LOG_FORMAT",
         ] {
             assert!(faults.contains(wanted), "{wanted} is missing in: {faults}");

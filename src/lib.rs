@@ -18,7 +18,7 @@
 //! | [`model`] | plain data: what is known of a desktop on each side; "could not see" is not "is not there" |
 //! | [`reason`] | why a desktop ends: one table of stable words |
 //! | [`plan`] | decides: a view and the time in, actions out; pure, and the heart of the program |
-//! | [`template`] | renders a VM's manifests; pure |
+//! | [`template`] | reads VM templates and renders a VM's manifests; pure |
 //! | [`queue`] | which desktop is looked at next: keyed, ends before makes |
 //! | [`operator`] | the daemon: sources wake keys, workers look, plan and act |
 //! | `act` | the hands: one match from an action to one call |
@@ -26,7 +26,7 @@
 //! | [`database`] | Postgres: connections, LISTEN, rows as last read, the write-back, migrations |
 //! | [`crd`] | the `Cyberdesk` custom resource |
 //! | [`clock`] | the database's and the API server's time, never this machine's |
-//! | [`config`], [`telemetry`], [`cli`] | settings, logs, the command line |
+//! | [`config`], [`telemetry`], [`events`], [`metrics`], [`cli`] | settings, logs, Events, figures, the command line |
 
 mod act;
 pub mod cli;
@@ -35,6 +35,8 @@ pub mod cluster;
 pub mod config;
 pub mod crd;
 pub mod database;
+pub mod events;
+pub mod metrics;
 pub mod model;
 pub mod names;
 pub mod operator;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use deadpool_postgres::Pool;
-use kube::{Api, Client};
+use kube::Client;
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -18,18 +19,20 @@ use uuid::Uuid;
 
 use crate::act::Acted;
 use crate::clock::{Clock, Reading};
-use crate::cluster::{self, Cluster, follow, follow_templates};
+use crate::cluster::{self, Cluster, Keeper, follow};
 use crate::config::Config;
 use crate::database::listen::{self, Wakeups};
 use crate::database::rows;
 use crate::database::store::{Remembered, Store};
 use crate::database::writeback::{self, WriteBack};
+use crate::events::Events;
+use crate::metrics::{self, Metrics};
 use crate::model::{Row, Seen, Vm, Vmi};
 use crate::names::Key;
 use crate::plan::{CreateFailure, Plan, View, plan};
 use crate::queue::{Lane, Outcome, Queue};
 use crate::telemetry::chain;
-use crate::template::Templates;
+use crate::template::{self, Templates};
 
 /// Most rounds of look, plan and act before a desktop waits for its turn again. A life takes one to
 /// three at a time; one that needs more is going in circles.
@@ -80,39 +83,36 @@ pub struct Operator {
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let client = cluster::connect().await.context("read how to reach the Kubernetes API server")?;
     let pool = config.database.pool()?;
-    let templates = match &config.templates {
-        Some(folder) => Some(Arc::new(templates_of(folder, &config.vm_namespace)?)),
-        None => None,
-    };
+    let folder = config.templates.as_deref().map(templates_of).transpose()?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listen on {}, as CYBERDESK_LISTEN says", config.listen))?;
+    let address = listener.local_addr()?.to_string();
     let operator = Arc::new(Operator {
         cluster: Cluster::new(&client, &config.namespace, &config.vm_namespace),
         store: Store::default(),
         write_back: WriteBack::default(),
         queue: Queue::default(),
         clock: Clock::default(),
-        templates: watch::Sender::new(templates),
+        templates: watch::Sender::new(None),
         failures: Mutex::default(),
         database_id: Mutex::default(),
         pool,
         makes_in_flight: AtomicUsize::new(0),
     });
     let wakeups = Arc::new(Wakeups::default());
-    info!(namespace = config.namespace, vm_namespace = config.vm_namespace, "started");
+    info!(namespace = config.namespace, vm_namespace = config.vm_namespace, address, "started");
 
     let (crs, vms, vmis) = operator.cluster.apis();
-    let own_templates = async {
-        match &config.templates {
-            Some(_) => std::future::pending().await,
-            None => {
-                follow_templates(
-                    Api::namespaced(client.clone(), &config.namespace),
-                    &config.vm_namespace,
-                    &operator.templates,
-                )
-                .await
-            }
-        }
-    };
+    let metrics = Arc::new(Metrics::default());
+    let events = Events::new(client.clone(), &host());
+    let templates = Keeper::new(
+        &operator.cluster,
+        client.clone(),
+        (&config.namespace, &config.vm_namespace),
+        (&events, &metrics),
+        &operator.templates,
+    );
     let stopping = CancellationToken::new();
     let told_to_stop = async {
         shutdown.await;
@@ -130,24 +130,34 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         () = follow(crs, &operator.cluster.cr_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
         () = follow(vms, &operator.cluster.vm_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
         () = follow(vmis, &operator.cluster.vmi_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
-        () = own_templates => unreachable!("a watch goes on for ever"),
+        () = templates.run(folder) => unreachable!("a watch goes on for ever"),
+        served = metrics::serve(listener, metrics.clone()) => served,
     };
     info!("stopped");
     stopped
 }
 
-fn templates_of(folder: &std::path::Path, namespace: &str) -> anyhow::Result<Templates> {
+/// The files of a folder with templates.
+///
+/// # Errors
+///
+/// If it or one of its files cannot be read.
+pub(crate) fn templates_of(folder: &std::path::Path) -> anyhow::Result<template::Sources> {
     let mut files = vec![];
     for entry in std::fs::read_dir(folder).with_context(|| format!("read the templates in {}", folder.display()))? {
         let path = entry?.path();
-        if let (true, Some(name)) = (path.is_file(), path.file_name().and_then(|name| name.to_str())) {
-            files.push((
-                name.to_owned(),
-                std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?,
-            ));
+        let is_template = path.extension().is_some_and(|extension| extension == "yaml" || extension == "user-data");
+        if let (true, Some(name)) = (is_template && path.is_file(), path.file_name().and_then(|name| name.to_str())) {
+            let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+            files.push((name.to_owned(), text));
         }
     }
-    Ok(Templates::new(namespace, files))
+    Ok(template::sources(files))
+}
+
+/// Who we are: in a pod, the host's name is the pod's.
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Takes keys as they come due and works on them, at most `concurrency` at once. When told to stop it
@@ -297,9 +307,7 @@ impl Operator {
 
     /// Begins a term, and writes back for as long as it lasts.
     async fn write(&self) -> anyhow::Result<()> {
-        // In a pod, the host's name is the pod's.
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let holder = format!("{host}/{}", std::process::id());
+        let holder = format!("{}/{}", host(), std::process::id());
         let mut backoff = Duration::from_millis(250);
         let term = loop {
             match writeback::begin_term(&self.pool, &holder).await {

@@ -11,6 +11,7 @@ mod database;
 mod lives;
 mod restarts;
 mod scale;
+mod templates;
 mod wakeups;
 mod world;
 
@@ -75,6 +76,7 @@ fn stories() -> Vec<Story> {
         restarts::stories(),
         bad_input::stories(),
         absence::stories(),
+        templates::stories(),
         scale::stories(),
     ]
     .into_iter()
