@@ -3,6 +3,7 @@
 pub mod connect;
 pub(crate) mod listen;
 pub mod migrate;
+pub mod outbox;
 pub(crate) mod rows;
 pub mod store;
 pub mod writeback;

@@ -1,6 +1,7 @@
 //! The daemon: sources wake keys, workers look, plan and act on them, one desktop at a time each.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use deadpool_postgres::Pool;
-use kube::Client;
+use kube::{Api, Client};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,7 @@ use crate::database::rows;
 use crate::database::store::{Remembered, Store};
 use crate::database::writeback::{self, WriteBack};
 use crate::events::Events;
+use crate::lease::{Leadership, Term};
 use crate::metrics::{self, Metrics};
 use crate::model::{Row, Seen, Vm, Vmi};
 use crate::names::Key;
@@ -47,6 +49,10 @@ const LEAST_GAP: Duration = Duration::from_millis(5);
 const DEAF_POLL: Duration = Duration::from_secs(1);
 /// While more rows have changed than one look reads, all are read this often: a look at all costs far more.
 const BACKLOG_RESYNC: Duration = Duration::from_secs(1);
+/// First and longest wait before another term, while another daemon keeps taking the database from us.
+const DEPOSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Longest time to give the Lease back when told to stop.
+const RELEASE: Duration = Duration::from_millis(500);
 /// How often the clocks are read.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often they are read in quick succession at first.
@@ -62,10 +68,14 @@ pub struct Operator {
     pub(crate) cluster: Cluster,
     pub(crate) store: Store,
     pub(crate) write_back: WriteBack,
+    pub(crate) leadership: Leadership,
     queue: Queue,
     clock: Clock,
+    /// All rows are to be read: a term has begun.
+    resync: Notify,
     /// Nothing is made before they were read.
-    templates: watch::Sender<Option<Arc<Templates>>>,
+    pub(crate) templates: watch::Sender<Option<Arc<Templates>>>,
+    pub(crate) metrics: Arc<Metrics>,
     failures: Mutex<HashMap<Key, CreateFailure>>,
     database_id: Mutex<Option<Uuid>>,
     pool: Pool,
@@ -92,9 +102,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         cluster: Cluster::new(&client, &config.namespace, &config.vm_namespace),
         store: Store::default(),
         write_back: WriteBack::default(),
+        leadership: Leadership::new(
+            Api::namespaced(cluster::connect().await?, &config.namespace),
+            config.identity.clone(),
+        ),
         queue: Queue::default(),
         clock: Clock::default(),
+        resync: Notify::new(),
         templates: watch::Sender::new(None),
+        metrics: Arc::default(),
         failures: Mutex::default(),
         database_id: Mutex::default(),
         pool,
@@ -104,15 +120,6 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     info!(namespace = config.namespace, vm_namespace = config.vm_namespace, address, "started");
 
     let (crs, vms, vmis) = operator.cluster.apis();
-    let metrics = Arc::new(Metrics::default());
-    let events = Events::new(client.clone(), &host());
-    let templates = Keeper::new(
-        &operator.cluster,
-        client.clone(),
-        (&config.namespace, &config.vm_namespace),
-        (&events, &metrics),
-        &operator.templates,
-    );
     let stopping = CancellationToken::new();
     let told_to_stop = async {
         shutdown.await;
@@ -120,21 +127,51 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         stopping.cancel();
         sleep(GRACE).await;
     };
-    let stopped = tokio::select! {
-        () = told_to_stop => Ok(()),
-        () = work(&operator, config.concurrency, &stopping) => Ok(()),
-        fenced = operator.write() => fenced,
+    tokio::select! {
+        () = told_to_stop => (),
+        () = lead(&operator, &config, &client, folder, &stopping) => (),
+        () = operator.leadership.run(&operator.clock) => unreachable!("there is always another election"),
         () = operator.scan(&config, &wakeups) => unreachable!("the scan goes on for ever"),
         () = listen::run(&config.database, &operator.pool, &wakeups) => unreachable!("the listener goes on for ever"),
         () = operator.read_clocks(&client) => unreachable!("the clocks are read for ever"),
         () = follow(crs, &operator.cluster.cr_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
         () = follow(vms, &operator.cluster.vm_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
         () = follow(vmis, &operator.cluster.vmi_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
-        () = templates.run(folder) => unreachable!("a watch goes on for ever"),
-        served = metrics::serve(listener, metrics.clone()) => served,
-    };
+        served = metrics::serve(listener, operator.metrics.clone()) => served?,
+    }
+    if tokio::time::timeout(RELEASE, operator.leadership.release()).await.is_err() {
+        warn!("the API server does not answer: the Lease runs out by itself");
+    }
     info!("stopped");
-    stopped
+    Ok(())
+}
+
+/// Works while this daemon leads, and stands by with warm caches while it does not. Returns when told to stop,
+/// with what was begun done and written back.
+async fn lead(
+    operator: &Arc<Operator>,
+    config: &Config,
+    client: &Client,
+    folder: Option<template::Sources>,
+    stopping: &CancellationToken,
+) {
+    let events = Events::new(client.clone(), &config.identity);
+    while stopping.run_until_cancelled(operator.leadership.begun()).await.is_some() {
+        operator.store.reset();
+        operator.queue.open();
+        operator.wake_cluster();
+        operator.resync.notify_one();
+        // Another daemon may have accepted others meanwhile.
+        operator.templates.send_replace(None);
+        let keeper = Keeper::new(operator, config, client, &events);
+        tokio::select! {
+            () = keeper.run(folder.clone()) => unreachable!("a watch goes on for ever"),
+            () = work(operator, config.concurrency, stopping) => return,
+            never = operator.write(&config.identity) => match never {},
+            () = operator.leadership.ended() => operator.queue.close(),
+        }
+        operator.metrics.templates(std::iter::empty());
+    }
 }
 
 /// The files of a folder with templates.
@@ -153,11 +190,6 @@ pub(crate) fn templates_of(folder: &std::path::Path) -> anyhow::Result<template:
         }
     }
     Ok(template::sources(files))
-}
-
-/// Who we are: in a pod, the host's name is the pod's.
-fn host() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Takes keys as they come due and works on them, at most `concurrency` at once. When told to stop it
@@ -305,25 +337,52 @@ impl Operator {
         })
     }
 
-    /// Begins a term, and writes back for as long as it lasts.
-    async fn write(&self) -> anyhow::Result<()> {
-        let holder = format!("{}/{}", host(), std::process::id());
+    /// Writes back, in the term that is and in those that follow.
+    async fn write(&self, holder: &str) -> Infallible {
+        let mut term = self.leadership.begun().await;
+        let mut pause = DEPOSED.0;
+        loop {
+            term = self.take_fence(term, holder).await;
+            info!(epoch = term.epoch, "writing to the database");
+            let began = Instant::now();
+            self.write_back.run(&self.pool, term, &self.store, &self.queue).await;
+            if self.leadership.rest().is_none() {
+                return std::future::pending().await;
+            }
+            error!(
+                epoch = term.epoch,
+                "another daemon has taken over the database; if this comes again, it does not share our Lease: see that only one cluster uses this database"
+            );
+            if began.elapsed() > DEPOSED.1 {
+                pause = DEPOSED.0;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(DEPOSED.1);
+        }
+    }
+
+    /// Takes the database's fence for this term, or for a later one where the database knows a later epoch: of a
+    /// Lease that somebody deleted, or of another cluster.
+    async fn take_fence(&self, mut term: Term, holder: &str) -> Term {
         let mut backoff = Duration::from_millis(250);
-        let term = loop {
-            match writeback::begin_term(&self.pool, &holder).await {
-                Ok(term) => break term,
+        loop {
+            match writeback::acquire(&self.pool, term, holder).await {
+                Ok(None) => return term,
+                Ok(Some(epoch)) => {
+                    warn!(
+                        ours = term.epoch,
+                        its = epoch,
+                        "the database knows a later epoch than our Lease: raising it"
+                    );
+                    term = self.leadership.raise_above(epoch, term).await;
+                }
                 Err(error) => {
-                    warn!(error = %chain(error.as_ref()), "cannot begin to write to the database; will try again")
+                    warn!(error = %chain(error.as_ref()), "cannot begin to write to the database; will try again");
+                    sleep(backoff).await;
+                    backoff = (backoff * 2).min(Duration::from_secs(5));
                 }
             }
-            sleep(backoff).await;
-            backoff = (backoff * 2).min(Duration::from_secs(5));
-        };
-        info!(epoch = term.epoch, "writing to the database");
-        self.write_back
-            .run(&self.pool, term, &self.store, &self.queue)
-            .await
-            .context("another daemon writes to this database now; this one stops")
+        }
     }
 
     /// Looks for changed rows: at once when notified, and every so often in any case.
@@ -358,6 +417,7 @@ impl Operator {
             let (pause, rest) = again.split_first().map_or((poll, again), |(pause, rest)| (*pause, rest));
             tokio::select! {
                 () = wakeups.look.notified() => again = &AGAIN_AFTER_WAKE,
+                () = self.resync.notified() => next_resync = Instant::now(),
                 () = sleep(pause) => again = rest,
                 () = sleep_until(next_resync), if !trouble => again = rest,
             }
@@ -379,15 +439,23 @@ impl Operator {
             let id = rows::identity(&self.pool).await?;
             *self.database_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
         }
+        if self.leadership.rest().is_none() {
+            self.store.forget_over();
+        }
         let gone = self.store.take_in_all(rows::live(&self.pool).await?, &self.queue);
         if !gone.is_empty() {
             self.store.take_in(rows::by_id(&self.pool, &gone).await?, &self.queue);
         }
+        self.wake_cluster();
+        Ok(())
+    }
+
+    /// Wakes everything in the cluster that has our name.
+    fn wake_cluster(&self) {
         let known = [self.cluster.cr_cache.keys(), self.cluster.vm_cache.keys(), self.cluster.vmi_cache.keys()];
         for key in known.into_iter().flatten() {
             self.queue.wake(&key, Lane::Makes);
         }
-        Ok(())
     }
 
     async fn read_clocks(&self, client: &Client) {

@@ -12,8 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::future::join_all;
+use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Secret};
 use kube::api::{Patch, PatchParams};
@@ -23,19 +22,19 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::watch::WATCH_SECONDS;
-use super::write::{Cluster, Tried};
+use super::write::Tried;
 use super::{CALL_DEADLINE, server_time};
+use crate::config::Config;
 use crate::events::Events;
-use crate::metrics::Metrics;
 use crate::names::MANAGER;
+use crate::operator::Operator;
 use crate::reason::cut;
 use crate::telemetry::chain;
-use crate::template::{self, SecretKey, Source, Sources, Template, Templates, bad_template};
+use crate::template::{self, SecretKey, Source, Sources, Template, bad_template};
 
 /// The ConfigMap with the VM templates, which people edit.
 const CONFIG_MAP: &str = "cyberdesk-vm-template";
@@ -50,6 +49,9 @@ const REFUSED_AGAIN: Duration = Duration::from_secs(300);
 const SECRET_AGAIN: Duration = Duration::from_secs(30);
 /// What could not be asked or written is tried again, less and less often.
 const RETRY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
+
+/// Most templates that the API server is shown at once.
+const AT_ONCE: usize = 8;
 
 /// What was found of a template.
 enum Verdict {
@@ -117,15 +119,14 @@ impl Wanted {
     }
 }
 
-/// Keeps the templates in use true to what is wanted.
+/// Keeps the templates in use true to what is wanted, for as long as this daemon leads.
 pub(crate) struct Keeper<'a> {
-    cluster: &'a Cluster,
-    client: Client,
+    operator: &'a Operator,
+    client: &'a Client,
+    /// Of the ConfigMaps and of Secrets with user data.
     namespace: &'a str,
     vm_namespace: &'a str,
     events: &'a Events,
-    metrics: &'a Metrics,
-    in_use: &'a watch::Sender<Option<Arc<Templates>>>,
     accepted: Sources,
     conditions: BTreeMap<String, Condition>,
     /// As last read or written. `None`: it has to be written.
@@ -133,16 +134,11 @@ pub(crate) struct Keeper<'a> {
 }
 
 impl<'a> Keeper<'a> {
-    /// ConfigMaps and Secrets are in `namespace`, VMs are made in `vm_namespace`.
-    pub(crate) fn new(
-        cluster: &'a Cluster,
-        client: Client,
-        (namespace, vm_namespace): (&'a str, &'a str),
-        (events, metrics): (&'a Events, &'a Metrics),
-        in_use: &'a watch::Sender<Option<Arc<Templates>>>,
-    ) -> Self {
+    /// One that knows nothing yet.
+    pub(crate) fn new(operator: &'a Operator, config: &'a Config, client: &'a Client, events: &'a Events) -> Self {
+        let (namespace, vm_namespace) = (config.namespace.as_str(), config.vm_namespace.as_str());
         let (accepted, conditions) = Default::default();
-        Self { cluster, client, namespace, vm_namespace, events, metrics, in_use, accepted, conditions, recorded: None }
+        Self { operator, client, namespace, vm_namespace, events, accepted, conditions, recorded: None }
     }
 
     /// Keeps the templates as the ConfigMap has them, without one those that ship with the binary; or as a folder
@@ -227,7 +223,7 @@ impl<'a> Keeper<'a> {
             }
         };
         let judged = wanted.sources().iter().map(|(name, source)| self.judge(name, source, &secrets));
-        let verdicts = join_all(judged).await;
+        let verdicts: Vec<Verdict> = stream::iter(judged).buffered(AT_ONCE).collect().await;
         let mut templates = vec![];
         let mut conditions = BTreeMap::new();
         let mut unchecked = false;
@@ -251,7 +247,7 @@ impl<'a> Keeper<'a> {
             templates.push((name.clone(), template.map(Arc::new)));
         }
         self.accepted.retain(|name, _| wanted.sources().contains_key(name));
-        self.in_use.send_replace(Some(Arc::new(templates.into_iter().collect())));
+        self.operator.templates.send_replace(Some(Arc::new(templates.into_iter().collect())));
         self.tell(wanted, conditions).await;
         let recorded = !has_record || self.write_record(wanted).await;
         let refused = self.conditions.values().any(|condition| !condition.accepted());
@@ -283,7 +279,7 @@ impl<'a> Keeper<'a> {
         };
         let mut warnings = BTreeSet::new();
         for sample in samples {
-            match self.cluster.try_vm(&template::sample_key(), &sample.vm).await {
+            match self.operator.cluster.try_vm(&template::sample_key(), &sample.vm).await {
                 Ok(Tried::Taken(more)) => warnings.extend(more),
                 Ok(Tried::Refused(words)) => {
                     return Verdict::Refused(format!("{name}.yaml: the API server refuses its VM: {words}"));
@@ -321,7 +317,7 @@ impl<'a> Keeper<'a> {
 
     /// Tells what is new, in the log, as Events on the ConfigMap, and in figures.
     async fn tell(&mut self, wanted: &Wanted, mut conditions: BTreeMap<String, Condition>) {
-        let time = server_time(&self.client).await.ok().map(|(time, _)| time);
+        let time = server_time(self.client).await.ok().map(|(time, _)| time);
         for (name, condition) in &mut conditions {
             let before = self.conditions.get(name);
             let since = before.filter(|before| before.status == condition.status);
@@ -351,14 +347,14 @@ impl<'a> Keeper<'a> {
                 EventType::Warning => warn!(template = name, condition = condition.reason, "{note}"),
             }
             if condition.status == "False" {
-                self.metrics.template_refusals.inc();
+                self.operator.metrics.template_refusals.inc();
             }
             if let Wanted::OfPeople(_, config_map) = wanted {
                 let reason = format!("Template{}", condition.reason);
                 self.events.tell(kind, config_map, &reason, "CheckTemplate", &note).await;
             }
         }
-        self.metrics.templates(conditions.iter().map(|(name, condition)| (name, condition.accepted())));
+        self.operator.metrics.templates(conditions.iter().map(|(name, condition)| (name, condition.accepted())));
         self.conditions = conditions;
     }
 
@@ -401,7 +397,10 @@ impl<'a> Keeper<'a> {
             "data": template::files(&next.0),
         });
         let params = PatchParams::apply(MANAGER).force();
-        match within(self.config_maps().patch(RECORD, &params, &Patch::Apply(record))).await {
+        let Some(rest) = self.operator.leadership.rest() else { return false };
+        let (maps, record) = (self.config_maps(), Patch::Apply(record));
+        let written = timeout(rest, within(maps.patch(RECORD, &params, &record))).await;
+        match written.unwrap_or_else(|_| Err(kube::Error::Service("this daemon does not lead any more".into()))) {
             Ok(_) => {
                 self.recorded = Some(next);
                 true

@@ -278,6 +278,30 @@ fn no_log_line_shows_user_data() {
     assert!(shown.contains("default") && !shown.contains("geheim"), "{shown}");
 }
 
+/// People copy what the documentation shows.
+#[test]
+fn the_documentation_s_settings_and_messages_are_so() {
+    let page = include_str!("../../docs/templates.md");
+    let yaml =
+        |from: &str| page.split(from).nth(1).and_then(|rest| rest.split("\n```").next()).expect("is in the page");
+    let settings = format!("params:{}", yaml("```yaml\nparams:")).split("\n---").next().map(str::to_owned);
+    let default = with_settings(&settings.expect("settings"), VM);
+    let render = |params: Value| render(&[("default.yaml", &default)], Some(params));
+    assert!(render(json!({ "image": "debian:13" })).is_ok(), "{}", fault(&[("default.yaml", &default)]));
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `{")).collect();
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        let cells: Vec<&str> = row.split('`').collect();
+        let mut params: Value = serde_json::from_str(cells[1]).expect("JSON");
+        if cells[1] != "{}" {
+            params["image"] = "debian:13".into();
+        }
+        assert_eq!(render(params).expect_err(row).message, cells[3]);
+    }
+    let whole = with_settings(&format!("userData: |{}", yaml("userData: |")), &vm_with(TAKES_USER_DATA));
+    assert_eq!(fault(&[("default.yaml", &whole)]), "");
+}
+
 mod properties {
     use proptest::prelude::*;
 

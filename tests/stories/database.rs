@@ -4,6 +4,7 @@ mod access;
 mod app;
 mod fixture;
 mod migration;
+mod model;
 mod operator;
 mod wake;
 
@@ -16,5 +17,5 @@ pub(crate) type Story = (&'static str, for<'a> fn(&'a Postgres) -> BoxFuture<'a,
 
 /// All stories about the database.
 pub(crate) fn stories() -> Vec<Story> {
-    [app::STORIES, operator::STORIES, wake::STORIES, migration::STORIES, access::STORIES].concat()
+    [app::STORIES, operator::STORIES, wake::STORIES, migration::STORIES, access::STORIES, model::STORIES].concat()
 }

@@ -8,6 +8,7 @@ mod account;
 mod bad_input;
 mod by_hand;
 mod database;
+mod leadership;
 mod lives;
 mod restarts;
 mod scale;
@@ -77,6 +78,7 @@ fn stories() -> Vec<Story> {
         bad_input::stories(),
         absence::stories(),
         templates::stories(),
+        leadership::stories(),
         scale::stories(),
     ]
     .into_iter()

@@ -21,6 +21,7 @@ pub(crate) fn stories() -> Vec<Story> {
         story("user data of any size goes into the desktop's own Secret, and nowhere else", user_data),
         story("user data comes from a Secret that the operator may read, and from no other", user_data_from),
         story("the example ConfigMap and the templates that ship make desktops that run", examples),
+        story("render prints what a row would get from a template, and all faults with their places", render),
         story("the seed's own kind of template works, with long user data in base64", seeds_kind),
     ]
 }
@@ -80,7 +81,7 @@ async fn mark_of_next(world: &World) -> Result<String> {
 
 /// What Prometheus would read.
 async fn metrics(world: &World) -> Result<String> {
-    let log = world.log()?;
+    let log = world.operator_log()?;
     let address = log.lines().rev().find_map(|line| line.split("address=\"").nth(1)?.split('"').next());
     let mut connection = tokio::net::TcpStream::connect(address.context("the log names no address")?).await?;
     connection.write_all(b"GET /metrics HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n").await?;
@@ -138,7 +139,7 @@ async fn edits(world: &World) -> Result<()> {
     ] {
         ensure!(shown.contains(line), "{line:?} is missing: {shown}");
     }
-    ensure!(world.log()?.contains("VM template taken into use"), "the log tells what was accepted");
+    ensure!(world.operator_log()?.contains("VM template taken into use"), "the log tells what was accepted");
 
     world.crash_operator().await?;
     ensure!(mark_of_next(world).await? == "second", "the last good one outlives the operator");
@@ -213,7 +214,7 @@ async fn nothing_is_told(world: &World, id: &str, secret: &str) -> Result<()> {
     let vm = serde_json::to_string(&world.vms().get(&vm_name(id)).await?)?;
     let history = "select count(*) from cyberdesk.desktop d where to_jsonb(d)::text like '%geheim%'";
     ensure!(world.count(history).await? == 0, "the database tells it");
-    for (place, text) in [("the CR", cr), ("the VM", vm), ("the log", world.log()?)] {
+    for (place, text) in [("the CR", cr), ("the VM", vm), ("the log", world.operator_log()?)] {
         ensure!(!text.contains(secret), "{place} tells it: {text}");
     }
     world.request_shutdown(id).await?;
@@ -350,5 +351,49 @@ spec:
         labels.get("cyberdesk-instance") == Some(&id) && labels["managed-by"] == "cyberdesk-operator",
         "{labels:?}"
     );
+    Ok(())
+}
+
+/// Runs `render`, and answers its exit code and what it wrote to standard output and to standard error.
+fn run_render(arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
+    let program = env!("CARGO_BIN_EXE_cyberdesk-operator");
+    let output = std::process::Command::new(program).arg("render").args(arguments).env_clear().output()?;
+    Ok((output.status.code(), String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?))
+}
+
+async fn render(world: &World) -> Result<()> {
+    let id = "0b1f7b3a-3b86-4d22-9d0a-6b9a4bd1b5a0";
+    let (code, printed, _) =
+        run_render(&["--name", id, "--params", r#"{"cpu": 8, "ssh_authorized_keys": ["ssh-ed25519 A"]}"#])?;
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&printed)?;
+    ensure!(code == Some(0) && objects.len() == 2, "{printed}");
+    let user_data = objects[0]["stringData"]["userdata"].as_str().unwrap_or_default();
+    ensure!(user_data.contains("- ssh-ed25519 A"), "{user_data}");
+    ensure!(objects[1]["spec"]["template"]["spec"]["domain"]["cpu"]["cores"] == 8, "{printed}");
+    ensure!(objects[1]["metadata"]["name"] == vm_name(id), "{printed}");
+
+    let folder = world.parts.testbed.scratch().directory("templates-to-render", None)?;
+    for (file, text) in [
+        ("default.yaml", marked("good")),
+        ("a.yaml", marked("x").replace("${vm_name}", "${vm_nam}")),
+        ("b.yaml", with_cloud_init("startDeadline: soon", TAKES_USER_DATA)),
+        ("b.user-data", "#!/bin/sh\n\necho ${who}\n".to_owned()),
+    ] {
+        std::fs::write(folder.join(file), text)?;
+    }
+    let folder = folder.display().to_string();
+    let (code, printed, faults) = run_render(&["--templates", &folder])?;
+    ensure!(code == Some(1) && printed.contains("mark: good"), "the good one is printed all the same: {printed}");
+    for fault in [
+        "a.yaml:4:19: unknown variable ${vm_nam}; did you mean ${vm_name}?",
+        "b.user-data:3:6: unknown variable ${who}",
+        "b.yaml:2:1: startDeadline is \"soon\"",
+        "2 of 3 templates cannot be used",
+    ] {
+        ensure!(faults.contains(fault), "{fault:?} is missing: {faults}");
+    }
+    let (code, _, words) = run_render(&["--params", r#"{"cpu": 64}"#])?;
+    ensure!(code == Some(1) && words.contains("params.cpu must be at most 16, not 64"), "{words}");
+    ensure!(run_render(&["--params", "[]"])?.0 == Some(2));
     Ok(())
 }
