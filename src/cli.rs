@@ -2,6 +2,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 
+mod render;
+
 use std::ffi::OsString;
 use std::fs;
 use std::future::poll_fn;
@@ -46,6 +48,10 @@ enum Command {
         #[arg(long, value_name = "DIR", conflicts_with = "daemon_password_file")]
         export: Option<PathBuf>,
     },
+    /// Print the manifests that a row would get, and what is wrong with the templates.
+    ///
+    /// It needs neither a cluster nor a database.
+    Render(render::Render),
     /// Print the CustomResourceDefinition.
     Crd,
 }
@@ -82,6 +88,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()>
                 .transpose()?;
             runtime()?.block_on(migrate(password.as_deref().map(str::trim_end)))
         }
+        Command::Render(render) => render.run(),
         Command::Crd => {
             print!("{}", serde_saphyr::to_string(&crd::definition())?);
             Ok(())

@@ -2,6 +2,7 @@
 
 mod cache;
 mod objects;
+mod templates;
 mod watch;
 mod write;
 
@@ -13,11 +14,12 @@ use tokio::time::Instant;
 
 pub use cache::Cache;
 pub use objects::{CrObject, Observed, VmObject, VmiObject};
-pub(crate) use watch::{follow, follow_templates};
-pub use write::{Cluster, Created, Error, Written};
+pub(crate) use templates::Keeper;
+pub(crate) use watch::follow;
+pub use write::{Cluster, Created, Error, Tried, Written};
 
 /// Longest time for one call. A write that hangs longer could land after this process was replaced.
-const CALL_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Connects with the kubeconfig or the pod's service account.
 ///

@@ -1,6 +1,7 @@
 //! Every setting, read once from the environment (and `.env`), checked, and all faults told together.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,12 +24,13 @@ struct Given {
     resync_interval: Option<String>,
     concurrency: Option<String>,
     max_unstarted: Option<String>,
+    listen: Option<String>,
     log: Option<String>,
     log_format: Option<String>,
 }
 
 /// Names of the variables above, without prefix.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "IDENTITY",
     "NAMESPACE",
     "VM_NAMESPACE",
@@ -37,6 +39,7 @@ const NAMES: [&str; 10] = [
     "RESYNC_INTERVAL",
     "CONCURRENCY",
     "MAX_UNSTARTED",
+    "LISTEN",
     "LOG",
     "LOG_FORMAT",
 ];
@@ -68,6 +71,8 @@ pub struct Config {
     /// VMs that KubeVirt has yet to make a VMI for, above which no more are made. About: what is being made at the
     /// same time may come on top.
     pub max_unstarted: usize,
+    /// Where `/metrics` is served.
+    pub listen: SocketAddr,
     /// What to log.
     pub logging: Logging,
 }
@@ -162,6 +167,10 @@ impl Config {
                 100
             }
         };
+        let listen = given.listen.unwrap_or_else(|| "0.0.0.0:8080".to_owned());
+        let listen = listen.parse::<SocketAddr>().map_err(|_| {
+            faults.push(format!("{PREFIX}LISTEN is {listen:?}; it must be an address and a port such as 0.0.0.0:8080"));
+        });
         let filter = given.log.unwrap_or_else(|| "info".to_owned());
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&filter) {
             faults.push(format!(
@@ -177,8 +186,8 @@ impl Config {
                 None
             }
         };
-        match database {
-            Ok(database) if faults.is_empty() => {
+        match (database, listen) {
+            (Ok(database), Ok(listen)) if faults.is_empty() => {
                 let logging = Logging { filter, format };
                 Ok((
                     Self {
@@ -191,6 +200,7 @@ impl Config {
                         resync_interval,
                         concurrency,
                         max_unstarted,
+                        listen,
                         logging,
                     },
                     warnings,
@@ -243,6 +253,7 @@ mod tests {
             ("CYBERDESK_NAMESPACE", "Not A Label"),
             ("CYBERDESK_POLL_INTERVAL", "soon"),
             ("CYBERDESK_CONCURRENCY", "0"),
+            ("CYBERDESK_LISTEN", "8080"),
             ("CYBERDESK_LOG_FORMAT", "xml"),
         ])
         .expect_err("faults")
@@ -252,6 +263,7 @@ mod tests {
             "CYBERDESK_NAMESPACE",
             "CYBERDESK_POLL_INTERVAL",
             "CYBERDESK_CONCURRENCY",
+            "CYBERDESK_LISTEN",
             "CYBERDESK_LOG_FORMAT",
         ] {
             assert!(faults.contains(wanted), "{wanted} is missing in: {faults}");

@@ -19,7 +19,7 @@
 //! | [`reason`] | why a desktop ends, or is not ready: one table of stable words |
 //! | [`fleet`] | the starts of all desktops together: is one stuck, or the cluster; does KubeVirt keep up |
 //! | [`plan`] | decides: a view and the time in, actions out; pure, and the heart of the program |
-//! | [`template`] | renders a VM's manifests; pure |
+//! | [`template`] | reads VM templates and renders a VM's manifests; pure |
 //! | [`queue`] | which desktop is looked at next: keyed, ends before makes |
 //! | [`lease`] | who leads: one daemon at a time, none after its time |
 //! | [`operator`] | the daemon: sources wake keys, workers look, plan and act |
@@ -28,7 +28,7 @@
 //! | [`database`] | Postgres: connections, LISTEN, rows as last read, the write-back, migrations |
 //! | [`crd`] | the `Cyberdesk` custom resource |
 //! | [`clock`] | the database's and the API server's time, never this machine's |
-//! | [`config`], [`telemetry`], [`cli`] | settings, logs, the command line |
+//! | [`config`], [`telemetry`], [`events`], [`metrics`], [`cli`] | settings, logs, Events, figures, the command line |
 
 mod act;
 pub mod cli;
@@ -37,8 +37,10 @@ pub mod cluster;
 pub mod config;
 pub mod crd;
 pub mod database;
+pub mod events;
 pub mod fleet;
 pub mod lease;
+pub mod metrics;
 pub mod model;
 pub mod names;
 pub mod operator;

@@ -29,11 +29,11 @@ const LABEL_OWNER: &str = "cyberdesk.io/owner";
 pub const ANNOTATION_DATABASE: &str = "cyberdesk.io/database";
 /// Annotation with the hash of the template that a VM was made from.
 pub const ANNOTATION_TEMPLATE: &str = "cyberdesk.io/template-hash";
-/// Annotation with what makes a guest ready: `vmi` (the default) or `agent`.
+/// Annotation with what "running" means for a VM: `vmi` or `agent`.
 pub const ANNOTATION_READY: &str = "cyberdesk.io/ready";
-/// Annotation with the seconds within which a guest must be ready.
+/// Annotation with the time that a VM may take until it is running, in whole seconds.
 pub const ANNOTATION_START_DEADLINE: &str = "cyberdesk.io/start-deadline";
-/// Annotation with the URL at which the running desktop is used.
+/// Annotation with the URL that is written to the row when the VM is running.
 pub const ANNOTATION_STREAM_URL: &str = "cyberdesk.io/stream-url";
 
 /// The key of a desktop: the name of its CR.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use deadpool_postgres::Pool;
 use kube::{Api, Client};
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -19,21 +20,23 @@ use uuid::Uuid;
 
 use crate::act::Acted;
 use crate::clock::{Clock, Reading};
-use crate::cluster::{self, Cluster, follow, follow_templates};
+use crate::cluster::{self, Cluster, Keeper, follow};
 use crate::config::Config;
 use crate::database::housekeeping;
 use crate::database::listen::{self, Wakeups};
 use crate::database::rows;
 use crate::database::store::{Remembered, Store};
 use crate::database::writeback::{self, WriteBack};
+use crate::events::Events;
 use crate::fleet::Fleet;
 use crate::lease::{Leadership, Term};
+use crate::metrics::{self, Metrics};
 use crate::model::{Row, Seen, Vm, Vmi};
 use crate::names::{Key, Owner};
 use crate::plan::{CreateFailure, Fault, Plan, View, plan};
 use crate::queue::{Lane, Outcome, Queue};
 use crate::telemetry::chain;
-use crate::template::Templates;
+use crate::template::{self, Templates};
 
 /// Most rounds of look, plan and act before a desktop waits for its turn again. A life takes one to
 /// three at a time; one that needs more is going in circles.
@@ -75,7 +78,8 @@ pub struct Operator {
     /// All rows are to be read: a term has begun.
     resync: Notify,
     /// Nothing is made before they were read.
-    templates: watch::Sender<Option<Arc<Templates>>>,
+    pub(crate) templates: watch::Sender<Option<Arc<Templates>>>,
+    pub(crate) metrics: Arc<Metrics>,
     failures: Mutex<HashMap<Key, CreateFailure>>,
     fleet: Mutex<Fleet>,
     database_id: Mutex<Option<Uuid>>,
@@ -96,10 +100,11 @@ pub struct Operator {
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let client = cluster::connect().await.context("read how to reach the Kubernetes API server")?;
     let pool = config.database.pool()?;
-    let templates = match &config.templates {
-        Some(folder) => Some(Arc::new(templates_of(folder, &config.vm_namespace)?)),
-        None => None,
-    };
+    let folder = config.templates.as_deref().map(templates_of).transpose()?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listen on {}, as CYBERDESK_LISTEN says", config.listen))?;
+    let address = listener.local_addr()?.to_string();
     let operator = Arc::new(Operator {
         cluster: Cluster::new(&client, &config.namespace, &config.vm_namespace),
         store: Store::default(),
@@ -111,7 +116,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         queue: Queue::default(),
         clock: Clock::default(),
         resync: Notify::new(),
-        templates: watch::Sender::new(templates),
+        templates: watch::Sender::new(None),
+        metrics: Arc::default(),
         failures: Mutex::default(),
         fleet: Mutex::new(Fleet::new(config.max_unstarted)),
         database_id: Mutex::default(),
@@ -120,22 +126,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         makes_in_flight: AtomicUsize::new(0),
     });
     let wakeups = Arc::new(Wakeups::default());
-    info!(namespace = config.namespace, vm_namespace = config.vm_namespace, "started");
+    info!(namespace = config.namespace, vm_namespace = config.vm_namespace, address, "started");
 
     let (crs, vms, vmis) = operator.cluster.apis();
-    let own_templates = async {
-        match &config.templates {
-            Some(_) => std::future::pending().await,
-            None => {
-                follow_templates(
-                    Api::namespaced(client.clone(), &config.namespace),
-                    &config.vm_namespace,
-                    &operator.templates,
-                )
-                .await
-            }
-        }
-    };
     let stopping = CancellationToken::new();
     let told_to_stop = async {
         shutdown.await;
@@ -145,7 +138,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     };
     tokio::select! {
         () = told_to_stop => (),
-        () = lead(&operator, &config, &stopping) => (),
+        () = lead(&operator, &config, &client, folder, &stopping) => (),
         () = operator.leadership.run(&operator.clock) => unreachable!("there is always another election"),
         () = operator.scan(&config, &wakeups) => unreachable!("the scan goes on for ever"),
         () = listen::run(&config.database, &operator.pool, &wakeups) => unreachable!("the listener goes on for ever"),
@@ -153,7 +146,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         () = follow(crs, &operator.cluster.cr_cache, &operator.queue, |well| operator.watched("crs", well)) => unreachable!("a watch goes on for ever"),
         () = follow(vms, &operator.cluster.vm_cache, &operator.queue, |well| operator.watched("vms", well)) => unreachable!("a watch goes on for ever"),
         () = follow(vmis, &operator.cluster.vmi_cache, &operator.queue, |well| operator.watched("vmis", well)) => unreachable!("a watch goes on for ever"),
-        () = own_templates => unreachable!("a watch goes on for ever"),
+        served = metrics::serve(listener, operator.metrics.clone()) => served?,
     }
     if tokio::time::timeout(RELEASE, operator.leadership.release()).await.is_err() {
         warn!("the API server does not answer: the Lease runs out by itself");
@@ -164,7 +157,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
 
 /// Works while this daemon leads, and stands by with warm caches while it does not. Returns when told to stop,
 /// with what was begun done and written back.
-async fn lead(operator: &Arc<Operator>, config: &Config, stopping: &CancellationToken) {
+async fn lead(
+    operator: &Arc<Operator>,
+    config: &Config,
+    client: &Client,
+    folder: Option<template::Sources>,
+    stopping: &CancellationToken,
+) {
+    let events = Events::new(client.clone(), &config.identity);
     while stopping.run_until_cancelled(operator.leadership.begun()).await.is_some() {
         // What was noted in an earlier term is another leader's past by now.
         operator.fleet().begin();
@@ -173,26 +173,35 @@ async fn lead(operator: &Arc<Operator>, config: &Config, stopping: &Cancellation
         operator.queue.open();
         operator.wake_cluster();
         operator.resync.notify_one();
+        // Another daemon may have accepted others meanwhile.
+        operator.templates.send_replace(None);
+        let keeper = Keeper::new(operator, config, client, &events);
         tokio::select! {
+            () = keeper.run(folder.clone()) => unreachable!("a watch goes on for ever"),
             () = work(operator, config.concurrency, stopping) => return,
             never = operator.write(config) => match never {},
             () = operator.leadership.ended() => operator.queue.close(),
         }
+        operator.metrics.templates(std::iter::empty());
     }
 }
 
-fn templates_of(folder: &std::path::Path, namespace: &str) -> anyhow::Result<Templates> {
+/// The files of a folder with templates.
+///
+/// # Errors
+///
+/// If it or one of its files cannot be read.
+pub(crate) fn templates_of(folder: &std::path::Path) -> anyhow::Result<template::Sources> {
     let mut files = vec![];
     for entry in std::fs::read_dir(folder).with_context(|| format!("read the templates in {}", folder.display()))? {
         let path = entry?.path();
-        if let (true, Some(name)) = (path.is_file(), path.file_name().and_then(|name| name.to_str())) {
-            files.push((
-                name.to_owned(),
-                std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?,
-            ));
+        let is_template = path.extension().is_some_and(|extension| extension == "yaml" || extension == "user-data");
+        if let (true, Some(name)) = (is_template && path.is_file(), path.file_name().and_then(|name| name.to_str())) {
+            let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+            files.push((name.to_owned(), text));
         }
     }
-    Ok(Templates::new(namespace, files))
+    Ok(template::sources(files))
 }
 
 /// Takes keys as they come due and works on them, at most `concurrency` at once. When told to stop it

@@ -2,21 +2,17 @@
 //! decision but the key of a desktop to look at.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::cache::Cache;
 use super::objects::{Observed, version};
 use crate::queue::{Lane, Queue};
-use crate::template::Templates;
 
 /// How long one watch lives. One that has gone silent is noticed when it should have ended.
 pub(super) const WATCH_SECONDS: u32 = 30;
@@ -78,70 +74,4 @@ where
             }
         }
     }
-}
-
-/// The name of the ConfigMap with the VM templates.
-pub(crate) const TEMPLATES: &str = "cyberdesk-vm-template";
-
-/// Keeps the templates as the ConfigMap has them; without one, those that ship with the binary.
-/// `namespace` is where VMs are made.
-pub(crate) async fn follow_templates(
-    api: Api<ConfigMap>,
-    namespace: &str,
-    templates: &watch::Sender<Option<Arc<Templates>>>,
-) {
-    let set = |map: Option<ConfigMap>| {
-        let found = map.is_some();
-        let next = map.map_or_else(|| Templates::built_in(namespace), |map| read(namespace, map));
-        templates.send_if_modified(|current| {
-            let news = current.as_deref() != Some(&next);
-            if news && found {
-                info!(config_map = TEMPLATES, "VM templates taken into use");
-            } else if news {
-                info!(config_map = TEMPLATES, "there is no ConfigMap with VM templates: those built in are used");
-            }
-            if news {
-                *current = Some(Arc::new(next));
-            }
-            news
-        });
-    };
-    let config = watcher::Config::default().fields(&format!("metadata.name={TEMPLATES}")).timeout(WATCH_SECONDS);
-    let mut events = watcher(api, config).default_backoff().boxed();
-    let mut found = None;
-    let mut trouble = false;
-    while let Some(event) = events.next().await {
-        trouble = match event {
-            Ok(Event::Init) => {
-                found = None;
-                false
-            }
-            Ok(Event::InitApply(map)) => {
-                found = Some(map);
-                false
-            }
-            Ok(Event::InitDone) => {
-                set(found.take());
-                false
-            }
-            Ok(Event::Apply(map)) => {
-                set(Some(map));
-                false
-            }
-            Ok(Event::Delete(_)) => {
-                set(None);
-                false
-            }
-            Err(error) => {
-                if !trouble {
-                    warn!(config_map = TEMPLATES, error = %crate::telemetry::chain(&error), "cannot watch; will try again");
-                }
-                true
-            }
-        };
-    }
-}
-
-fn read(namespace: &str, map: ConfigMap) -> Templates {
-    Templates::new(namespace, map.data.unwrap_or_default())
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::{ApiResource, DynamicObject};
+use kube::client::Body;
+use kube::core::{ApiResource, DynamicObject, Request, Status, request};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -31,6 +32,15 @@ pub enum Created {
     /// It is there: made now, or already.
     There,
     /// The API server will never take this manifest, and says why.
+    Refused(String),
+}
+
+/// What the API server says to a VM that it is shown and does not make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tried {
+    /// It would take it, and warns of this.
+    Taken(Vec<String>),
+    /// It will never take it, and says why.
     Refused(String),
 }
 
@@ -177,7 +187,7 @@ impl Cluster {
         spec: &CyberdeskSpec,
     ) -> Result<(), Error> {
         let body = cr_body(key, labels, annotations, spec);
-        match self.create(&self.raw_crs, &self.crs, &self.cr_cache, key, key.as_str(), body).await? {
+        match self.create(post(&self.raw_crs, &body, ""), &self.crs, &self.cr_cache, key, key.as_str()).await? {
             Created::There => Ok(()),
             // Our own spec: nobody's input could mend it.
             Created::Refused(words) => Err(Error::Refused { verb: "create", object: key.to_string(), words }),
@@ -283,7 +293,27 @@ impl Cluster {
         for (name, value) in annotations {
             body["metadata"]["annotations"][name] = value.as_str().into();
         }
-        self.create(&self.raw_vms, &self.vms, &self.vm_cache, key, &key.vm_name(), body).await
+        let made = post(&self.raw_vms, &body, STRICTLY);
+        self.create(made, &self.vms, &self.vm_cache, key, &key.vm_name()).await
+    }
+
+    /// Shows the API server a VM as if to make it, and asks KubeVirt's webhooks too.
+    ///
+    /// # Errors
+    ///
+    /// If nothing is known afterwards: it could not be asked, or a webhook is away.
+    pub async fn try_vm(&self, key: &Key, vm: &Value) -> Result<Tried, Error> {
+        let query = format!("{STRICTLY}&dryRun=All");
+        match self.call("try to make a VM like", key, post(&self.raw_vms, vm, &query)).await {
+            Ok((_, warnings)) => Ok(Tried::Taken(warnings)),
+            // Admission is over by then.
+            Err(error) if error.is(409) => Ok(Tried::Taken(vec![])),
+            // Somebody's webhook that cannot be asked without consequences. KubeVirt's can.
+            Err(error) if error.refusal().is_some_and(|words| words.contains("does not support dry run")) => {
+                Ok(Tried::Taken(error.refusal().into_iter().collect()))
+            }
+            Err(error) => error.refusal().map(Tried::Refused).ok_or(error),
+        }
     }
 
     /// Deletes the VM of this UID. KubeVirt keeps it until its guest has shut down.
@@ -346,25 +376,18 @@ impl Cluster {
 
     async fn create<K>(
         &self,
-        raw: &Api<DynamicObject>,
+        made: impl Future<Output = kube::Result<(Value, Vec<String>)>>,
         api: &Api<K>,
         cache: &Cache<K::Seen>,
         key: &Key,
         name: &str,
-        body: Value,
     ) -> Result<Created, Error>
     where
         K: Observed + Clone + DeserializeOwned + Debug,
     {
-        let object: DynamicObject = match serde_json::from_value(body) {
-            Ok(object) => object,
-            Err(error) => {
-                return Ok(Created::Refused(format!("the manifest is no Kubernetes object: {error}")));
-            }
-        };
-        match self.call("create", key, raw.create(&PostParams::default(), &object)).await {
-            Ok(made) => {
-                if let Ok(object) = serde_json::to_value(made).and_then(serde_json::from_value::<K>) {
+        match self.call("create", key, made).await {
+            Ok((made, _)) => {
+                if let Ok(object) = serde_json::from_value::<K>(made) {
                     take_in(cache, key, &object);
                 }
                 Ok(Created::There)
@@ -420,6 +443,37 @@ impl Cluster {
             Err(_) => Err(Error::Deadline { verb, object: object() }),
         }
     }
+}
+
+/// Has the API server refuse fields that it does not know. Otherwise it drops them, and KubeVirt says nothing.
+const STRICTLY: &str = "&fieldValidation=Strict";
+
+/// POSTs an object, and answers it as it was made, with the API server's warnings.
+async fn post(api: &Api<DynamicObject>, object: &Value, query: &str) -> kube::Result<(Value, Vec<String>)> {
+    let body = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
+    let bare = Request::new(api.resource_url()).create(&PostParams::default(), body);
+    let mut request = bare.map_err(kube::Error::BuildRequest)?;
+    let uri = format!("{}{query}", request.uri()).parse::<http::Uri>();
+    *request.uri_mut() = uri.map_err(|error| kube::Error::BuildRequest(request::Error::BuildRequest(error.into())))?;
+    let answer = api.clone().into_client().send(request.map(Body::from)).await?;
+    let (head, body) = answer.into_parts();
+    let body = body.collect_bytes().await?;
+    if head.status.is_success() {
+        let warnings =
+            head.headers.get_all(http::header::WARNING).iter().filter_map(|value| warning(value.to_str().ok()?));
+        return Ok((serde_json::from_slice(&body).map_err(kube::Error::SerdeError)?, warnings.collect()));
+    }
+    // A proxy in between answers in its own way.
+    let status = serde_json::from_slice::<Status>(&body).unwrap_or_else(|_| {
+        Status::failure(String::from_utf8_lossy(&body).trim(), "not a Status").with_code(head.status.as_u16())
+    });
+    Err(kube::Error::Api(status.boxed()))
+}
+
+/// The words in a header such as `299 - "unknown field"` (RFC 7234, 5.5).
+fn warning(header: &str) -> Option<String> {
+    let (_, words) = header.split_once('"')?;
+    Some(words.trim_end().strip_suffix('"')?.replace("\\\"", "\"").replace("\\\\", "\\"))
 }
 
 fn take_in<K: Observed>(cache: &Cache<K::Seen>, key: &Key, object: &K) {

@@ -12,7 +12,11 @@ use kube::core::{ApiResource, GroupVersionKind};
 use crate::world::until;
 
 /// What people apply, in this order.
-const MANIFESTS: [&str; 2] = [include_str!("../../deploy/serviceaccount.yaml"), include_str!("../../deploy/rbac.yaml")];
+const MANIFESTS: [&str; 3] = [
+    include_str!("../../deploy/serviceaccount.yaml"),
+    include_str!("../../deploy/rbac.yaml"),
+    include_str!("../../deploy/accepted-templates.yaml"),
+];
 /// The account in them, and the namespace that a story's own stands in for.
 const ACCOUNT: &str = "cyberdesk-operator";
 const NAMESPACE: &str = "namespace: cyberdesk-system";

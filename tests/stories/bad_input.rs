@@ -23,12 +23,14 @@ metadata: {}
 spec: {runStrategy: Once, template: {spec: {domain: {memory: {guest: 64Mi}, devices: {}}}}}
 ";
 
-/// KubeVirt takes no VM without a run strategy.
+/// A good template in which a row can ask for what KubeVirt does not take.
 const REFUSED: &str = "
+params: {properties: {strategy: {type: string, default: Once}, cpu: {type: integer, maximum: 8, default: 1}}}
+---
 apiVersion: kubevirt.io/v1
 kind: VirtualMachine
 metadata: {}
-spec: {template: {spec: {domain: {memory: {guest: 64Mi}, devices: {}}}}}
+spec: {runStrategy: '${strategy}', template: {spec: {domain: {memory: {guest: 64Mi}, devices: {}}}}}
 ";
 
 const MISSPELT: &str = "
@@ -53,8 +55,9 @@ async fn bad_beside_good(world: &World) -> Result<()> {
         (json!([1, 2]), "bad-params", "must be an object"),
         (json!({ "template": "nowhere" }), "bad-params", "there is no template \"nowhere\""),
         (json!({ "template": "misspelt" }), "bad-template", "did you mean ${vm_name}?"),
-        (json!({ "template": "garbage" }), "bad-template", "garbage.yaml is not YAML"),
-        (json!({ "template": "refused" }), "refused", "virtualmachine-validator.kubevirt.io"),
+        (json!({ "template": "garbage" }), "bad-template", "garbage.yaml:1:3: "),
+        (json!({ "template": "refused", "strategy": "Twice" }), "refused", "virtualmachine-validator.kubevirt.io"),
+        (json!({ "template": "refused", "cpu": 64 }), "bad-params", "params.cpu must be at most 8, not 64"),
     ];
     let mut bad = vec![];
     for (params, reason, words) in cases {
@@ -108,7 +111,7 @@ async fn a_broken_config_map(world: &World) -> Result<()> {
     world.start_operator(&[]).await?;
     let id = world.running_desktop("1 hour").await?;
     world.templates(&[("default.yaml", MISSPELT)]).await?;
-    world.operator_says("VM templates taken into use").await?;
+    world.operator_says("There is no good version of it to use").await?;
     let another = world.insert("1 hour").await?;
     let row = world.until_over(&another).await?;
     ensure!(row.reason.as_deref() == Some("bad-template"), "{row:?}");

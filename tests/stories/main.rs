@@ -15,6 +15,7 @@ mod lives;
 mod restarts;
 mod scale;
 mod starts;
+mod templates;
 mod wakeups;
 mod world;
 
@@ -84,6 +85,7 @@ fn stories() -> Vec<Story> {
         absence::stories(),
         starts::stories(),
         ends::stories(),
+        templates::stories(),
         leadership::stories(),
         scale::stories(),
     ]

@@ -88,6 +88,7 @@ impl World {
             ("DATABASE_URL".to_owned(), self.database.url("cyberdesk_daemon")),
             ("KUBECONFIG".to_owned(), self.kubeconfig.display().to_string()),
             ("CYBERDESK_NAMESPACE".to_owned(), self.namespace.clone()),
+            ("CYBERDESK_LISTEN".to_owned(), "127.0.0.1:0".to_owned()),
             ("CYBERDESK_LOG_FORMAT".to_owned(), "text".to_owned()),
         ]);
         spec.env.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
@@ -103,6 +104,11 @@ impl World {
     /// Waits until the operator has logged this.
     pub(crate) async fn operator_says(&self, words: &str) -> Result<()> {
         self.daemon_says("operator", words).await
+    }
+
+    /// What the operator has logged.
+    pub(crate) fn operator_log(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.log("operator"))?)
     }
 
     /// Waits until one of several has logged this.

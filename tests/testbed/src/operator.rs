@@ -49,6 +49,7 @@ impl Operator {
             ("CYBERDESK_NAMESPACE", NAMESPACE),
             ("CYBERDESK_VM_NAMESPACE", NAMESPACE),
             ("CYBERDESK_TEMPLATES", ""),
+            ("CYBERDESK_LISTEN", "127.0.0.1:0"),
             ("CYBERDESK_LOG_FORMAT", "text"),
         ];
         spec.env = settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();

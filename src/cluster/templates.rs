@@ -1,0 +1,431 @@
+//! Which VM templates are in use: those of the ConfigMap that were found good.
+//!
+//! An edit takes effect on the next VM. Before that, each template is read, rendered with sample values, and shown
+//! to the API server (a dry run, in which KubeVirt's webhooks are asked and unknown fields refused). One that does
+//! not pass changes nothing: its last good version stays in use, and the others are not touched. What was found good
+//! is kept in a ConfigMap of ours, so that this holds over restarts too; its annotation has a condition per template.
+//!
+//! An API server or webhook that does not answer says nothing about a template. It is asked again; meanwhile the last
+//! good version stays in use or, where there is none, the new one: making a VM then is the check.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Secret};
+use kube::api::{Patch, PatchParams};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::events::EventType;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, Resource};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{info, warn};
+
+use super::watch::WATCH_SECONDS;
+use super::write::Tried;
+use super::{CALL_DEADLINE, server_time};
+use crate::config::Config;
+use crate::events::Events;
+use crate::names::MANAGER;
+use crate::operator::Operator;
+use crate::reason::cut;
+use crate::telemetry::chain;
+use crate::template::{self, SecretKey, Source, Sources, Template, bad_template};
+
+/// The ConfigMap with the VM templates, which people edit.
+const CONFIG_MAP: &str = "cyberdesk-vm-template";
+/// The ConfigMap with what was accepted of it, which is ours.
+const RECORD: &str = "cyberdesk-vm-template-accepted";
+/// The record's annotation with a condition per template.
+const CONDITIONS: &str = "cyberdesk.io/conditions";
+
+/// A template that was refused is looked at again after this time: what it waited for may have come.
+const REFUSED_AGAIN: Duration = Duration::from_secs(300);
+/// So is a Secret with user data, which nobody watches.
+const SECRET_AGAIN: Duration = Duration::from_secs(30);
+/// What could not be asked or written is tried again, less and less often.
+const RETRY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
+
+/// Most templates that the API server is shown at once.
+const AT_ONCE: usize = 8;
+
+/// What was found of a template.
+enum Verdict {
+    /// It can be used; the API server warns of this.
+    Accepted(Template, Vec<String>),
+    /// It cannot.
+    Refused(String),
+    /// Nobody could be asked.
+    Unchecked(Template, String),
+}
+
+/// How a template as the ConfigMap has it stands.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+struct Condition {
+    template: String,
+    /// The version that this speaks of.
+    hash: String,
+    #[serde(rename = "type")]
+    kind: String,
+    /// `True`, `False` or `Unknown`, as in Kubernetes' own.
+    status: String,
+    reason: String,
+    message: String,
+    last_transition_time: Option<Timestamp>,
+}
+
+impl Condition {
+    fn of(template: &str, source: &Source, verdict: &Verdict) -> Self {
+        let (status, reason, message) = match verdict {
+            Verdict::Accepted(_, warnings) => ("True", "Accepted", warnings.join("; ")),
+            Verdict::Refused(fault) => ("False", "Refused", fault.clone()),
+            Verdict::Unchecked(_, why) => ("Unknown", "Unchecked", why.clone()),
+        };
+        Self {
+            template: template.to_owned(),
+            hash: source.hash(),
+            kind: "Accepted".to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: cut(message),
+            last_transition_time: None,
+        }
+    }
+
+    fn accepted(&self) -> bool {
+        self.status == "True"
+    }
+}
+
+/// Whose templates are wanted.
+#[derive(Clone, PartialEq)]
+enum Wanted {
+    /// Those of the ConfigMap.
+    OfPeople(Sources, Box<ObjectReference>),
+    /// Those of a folder or of the binary: there is nothing to go back to, and nobody to tell.
+    Fixed(Sources),
+}
+
+impl Wanted {
+    fn sources(&self) -> &Sources {
+        match self {
+            Self::OfPeople(sources, _) | Self::Fixed(sources) => sources,
+        }
+    }
+}
+
+/// Keeps the templates in use true to what is wanted, for as long as this daemon leads.
+pub(crate) struct Keeper<'a> {
+    operator: &'a Operator,
+    client: &'a Client,
+    /// Of the ConfigMaps and of Secrets with user data.
+    namespace: &'a str,
+    vm_namespace: &'a str,
+    events: &'a Events,
+    accepted: Sources,
+    conditions: BTreeMap<String, Condition>,
+    /// As last read or written. `None`: it has to be written.
+    recorded: Option<(Sources, BTreeMap<String, Condition>)>,
+}
+
+impl<'a> Keeper<'a> {
+    /// One that knows nothing yet.
+    pub(crate) fn new(operator: &'a Operator, config: &'a Config, client: &'a Client, events: &'a Events) -> Self {
+        let (namespace, vm_namespace) = (config.namespace.as_str(), config.vm_namespace.as_str());
+        let (accepted, conditions) = Default::default();
+        Self { operator, client, namespace, vm_namespace, events, accepted, conditions, recorded: None }
+    }
+
+    /// Keeps the templates as the ConfigMap has them, without one those that ship with the binary; or as a folder
+    /// has them. Goes on for ever.
+    pub(crate) async fn run(mut self, folder: Option<Sources>) {
+        let mut wanted = folder.map(Wanted::Fixed);
+        let follows = wanted.is_none();
+        if follows {
+            self.read_record().await;
+        }
+        let config = watcher::Config::default().fields(&format!("metadata.name={CONFIG_MAP}")).timeout(WATCH_SECONDS);
+        let mut changes = watcher(self.config_maps(), config).default_backoff().boxed();
+        let (mut found, mut trouble) = (None, false);
+        let mut due = Instant::now();
+        let mut retry = *RETRY.start();
+        loop {
+            let event = tokio::select! {
+                Some(event) = changes.next(), if follows => Some(event),
+                () = sleep_until(due), if wanted.is_some() => None,
+            };
+            let map = match event {
+                Some(Ok(Event::Init)) => {
+                    found = None;
+                    continue;
+                }
+                Some(Ok(Event::InitApply(map))) => {
+                    found = Some(map);
+                    continue;
+                }
+                Some(Ok(Event::InitDone)) => Some(found.take()),
+                Some(Ok(Event::Apply(map))) => Some(Some(map)),
+                Some(Ok(Event::Delete(_))) => Some(None),
+                Some(Err(error)) => {
+                    if !std::mem::replace(&mut trouble, true) {
+                        warn!(config_map = CONFIG_MAP, error = %chain(&error), "cannot watch; will try again");
+                    }
+                    continue;
+                }
+                None => None,
+            };
+            if let Some(map) = map {
+                trouble = false;
+                let next = map.map_or_else(|| Wanted::Fixed(template::built_in()), of_config_map);
+                if wanted.as_ref() == Some(&next) {
+                    continue;
+                }
+                // What was accepted of a ConfigMap means nothing to the templates of the binary, and the other way round.
+                if !matches!((&wanted, &next), (None | Some(Wanted::OfPeople(..)), Wanted::OfPeople(..))) {
+                    self.accepted.clear();
+                }
+                wanted = Some(next);
+                retry = *RETRY.start();
+            }
+            let Some(wanted) = &wanted else { continue };
+            let pause = match self.review(wanted, follows).await {
+                Some(pause) => {
+                    retry = *RETRY.start();
+                    pause
+                }
+                None => {
+                    let pause = retry;
+                    retry = (retry * 2).min(*RETRY.end());
+                    pause
+                }
+            };
+            due = Instant::now() + pause;
+        }
+    }
+
+    fn config_maps(&self) -> Api<ConfigMap> {
+        Api::namespaced(self.client.clone(), self.namespace)
+    }
+
+    /// Judges all templates and takes what is good into use. Answers when to do so again, or `None` if something has
+    /// to be tried again soon.
+    async fn review(&mut self, wanted: &Wanted, has_record: bool) -> Option<Duration> {
+        let secrets = match self.secrets(wanted.sources()).await {
+            Ok(secrets) => secrets,
+            Err(error) => {
+                warn!(error = %chain(&error), "cannot read the Secrets that VM templates name; will try again");
+                return None;
+            }
+        };
+        let judged = wanted.sources().iter().map(|(name, source)| self.judge(name, source, &secrets));
+        let verdicts: Vec<Verdict> = stream::iter(judged).buffered(AT_ONCE).collect().await;
+        let mut templates = vec![];
+        let mut conditions = BTreeMap::new();
+        let mut unchecked = false;
+        for ((name, source), verdict) in wanted.sources().iter().zip(verdicts) {
+            conditions.insert(name.clone(), Condition::of(name, source, &verdict));
+            let last_good = || {
+                let source = self.accepted.get(name)?;
+                Template::read(self.vm_namespace, name, source, look_up(&secrets)).ok()
+            };
+            let template = match verdict {
+                Verdict::Accepted(template, _) => {
+                    self.accepted.insert(name.clone(), source.clone());
+                    Ok(template)
+                }
+                Verdict::Refused(fault) => last_good().ok_or_else(|| bad_template(cut(fault))),
+                Verdict::Unchecked(template, _) => {
+                    unchecked = true;
+                    Ok(last_good().unwrap_or(template))
+                }
+            };
+            templates.push((name.clone(), template.map(Arc::new)));
+        }
+        self.accepted.retain(|name, _| wanted.sources().contains_key(name));
+        self.operator.templates.send_replace(Some(Arc::new(templates.into_iter().collect())));
+        self.tell(wanted, conditions).await;
+        let recorded = !has_record || self.write_record(wanted).await;
+        let refused = self.conditions.values().any(|condition| !condition.accepted());
+        match (unchecked || !recorded, secrets.is_empty(), refused) {
+            (true, ..) => None,
+            (false, false, _) => Some(SECRET_AGAIN),
+            (false, true, true) => Some(REFUSED_AGAIN),
+            // Nothing changes but by an edit.
+            (false, true, false) => Some(Duration::from_secs(86_400)),
+        }
+    }
+
+    async fn judge(
+        &self,
+        name: &str,
+        source: &Source,
+        secrets: &BTreeMap<SecretKey, Result<String, String>>,
+    ) -> Verdict {
+        let template = match Template::read(self.vm_namespace, name, source, look_up(secrets)) {
+            Ok(template) => template,
+            Err(refusal) => return Verdict::Refused(refusal.message),
+        };
+        if self.accepted.get(name) == Some(source) {
+            return Verdict::Accepted(template, vec![]);
+        }
+        let samples = match template.samples() {
+            Ok(samples) => samples,
+            Err(faults) => return Verdict::Refused(faults.join("; ")),
+        };
+        let mut warnings = BTreeSet::new();
+        for sample in samples {
+            match self.operator.cluster.try_vm(&template::sample_key(), &sample.vm).await {
+                Ok(Tried::Taken(more)) => warnings.extend(more),
+                Ok(Tried::Refused(words)) => {
+                    return Verdict::Refused(format!("{name}.yaml: the API server refuses its VM: {words}"));
+                }
+                Err(error) => return Verdict::Unchecked(template, chain(&error).to_string()),
+            }
+        }
+        Verdict::Accepted(template, warnings.into_iter().collect())
+    }
+
+    /// What is under the keys of Secrets that the templates, or their last good versions, take user data from.
+    async fn secrets(&self, sources: &Sources) -> kube::Result<BTreeMap<SecretKey, Result<String, String>>> {
+        let keys: BTreeSet<SecretKey> =
+            sources.values().chain(self.accepted.values()).filter_map(template::secret).collect();
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), self.namespace);
+        let mut found = BTreeMap::new();
+        for key in keys {
+            let answer = match within(api.get_opt(&key.secret)).await {
+                Ok(Some(secret)) => secret
+                    .data
+                    .and_then(|mut data| data.remove(&key.key))
+                    .and_then(|bytes| String::from_utf8(bytes.0).ok())
+                    .ok_or_else(|| format!("the Secret {} has no text under the key {:?}", key.secret, key.key)),
+                Ok(None) => Err(format!("there is no Secret {} in the namespace {}", key.secret, self.namespace)),
+                Err(kube::Error::Api(status)) if status.code == 403 => Err(format!(
+                    "the operator may not read the Secret {}: add its name to the Role (deploy/rbac.yaml)",
+                    key.secret
+                )),
+                Err(error) => return Err(error),
+            };
+            found.insert(key, answer);
+        }
+        Ok(found)
+    }
+
+    /// Tells what is new, in the log, as Events on the ConfigMap, and in figures.
+    async fn tell(&mut self, wanted: &Wanted, mut conditions: BTreeMap<String, Condition>) {
+        let time = server_time(self.client).await.ok().map(|(time, _)| time);
+        for (name, condition) in &mut conditions {
+            let before = self.conditions.get(name);
+            let since = before.filter(|before| before.status == condition.status);
+            condition.last_transition_time = since.map_or(time, |before| before.last_transition_time);
+            if since.is_some_and(|before| (&before.hash, &before.message) == (&condition.hash, &condition.message)) {
+                continue;
+            }
+            let kept = self.accepted.contains_key(name);
+            let (kind, note) = match (condition.status.as_str(), kept) {
+                ("True", _) if condition.message.is_empty() => {
+                    (EventType::Normal, format!("template {name} is in use"))
+                }
+                ("True", _) => (
+                    EventType::Warning,
+                    format!("template {name} is in use; the API server warns: {}", condition.message),
+                ),
+                ("False", true) => {
+                    (EventType::Warning, format!("{}. The last good version stays in use", condition.message))
+                }
+                ("False", false) => {
+                    (EventType::Warning, format!("{}. There is no good version of it to use", condition.message))
+                }
+                _ => (EventType::Warning, format!("template {name} cannot be checked: {}", condition.message)),
+            };
+            match kind {
+                EventType::Normal => info!(template = name, "VM template taken into use"),
+                EventType::Warning => warn!(template = name, condition = condition.reason, "{note}"),
+            }
+            if condition.status == "False" {
+                self.operator.metrics.template_refusals.inc();
+            }
+            if let Wanted::OfPeople(_, config_map) = wanted {
+                let reason = format!("Template{}", condition.reason);
+                self.events.tell(kind, config_map, &reason, "CheckTemplate", &note).await;
+            }
+        }
+        self.operator.metrics.templates(conditions.iter().map(|(name, condition)| (name, condition.accepted())));
+        self.conditions = conditions;
+    }
+
+    /// Reads what was accepted before. Without it, every template is new.
+    async fn read_record(&mut self) {
+        let mut pause = *RETRY.start();
+        let map = loop {
+            match within(self.config_maps().get_opt(RECORD)).await {
+                Ok(map) => break map,
+                Err(kube::Error::Api(status)) if status.code == 403 => break None,
+                Err(error) => {
+                    warn!(config_map = RECORD, error = %chain(&error), "cannot read which VM templates were accepted; will try again");
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(*RETRY.end());
+        };
+        let Some(map) = map else { return };
+        self.accepted = template::sources(map.data.unwrap_or_default());
+        let annotation = map.metadata.annotations.unwrap_or_default().remove(CONDITIONS).unwrap_or_default();
+        let conditions: Vec<Condition> = serde_json::from_str(&annotation).unwrap_or_default();
+        self.conditions = conditions.into_iter().map(|condition| (condition.template.clone(), condition)).collect();
+        self.recorded = Some((self.accepted.clone(), self.conditions.clone()));
+    }
+
+    /// Writes what was accepted, and how each template stands. Whether that is so now.
+    async fn write_record(&mut self, wanted: &Wanted) -> bool {
+        let accepted = match wanted {
+            Wanted::OfPeople(..) => self.accepted.clone(),
+            Wanted::Fixed(_) => Sources::new(),
+        };
+        let next = (accepted, self.conditions.clone());
+        if self.recorded.as_ref() == Some(&next) {
+            return true;
+        }
+        let conditions: Vec<&Condition> = next.1.values().collect();
+        let record = json!({
+            "apiVersion": ConfigMap::api_version(&()), "kind": ConfigMap::kind(&()),
+            "metadata": { "name": RECORD, "annotations": { CONDITIONS: json!(conditions).to_string() } },
+            "data": template::files(&next.0),
+        });
+        let params = PatchParams::apply(MANAGER).force();
+        let Some(rest) = self.operator.leadership.rest() else { return false };
+        let (maps, record) = (self.config_maps(), Patch::Apply(record));
+        let written = timeout(rest, within(maps.patch(RECORD, &params, &record))).await;
+        match written.unwrap_or_else(|_| Err(kube::Error::Service("this daemon does not lead any more".into()))) {
+            Ok(_) => {
+                self.recorded = Some(next);
+                true
+            }
+            Err(error) => {
+                warn!(config_map = RECORD, error = %chain(&error), "cannot keep which VM templates were accepted (deploy/accepted-templates.yaml makes the ConfigMap for it); will try again");
+                false
+            }
+        }
+    }
+}
+
+fn of_config_map(map: ConfigMap) -> Wanted {
+    // Of another version of the map it would be another object each time.
+    let about = ObjectReference { resource_version: None, ..map.object_ref(&()) };
+    Wanted::OfPeople(template::sources(map.data.unwrap_or_default()), Box::new(about))
+}
+
+fn look_up(secrets: &BTreeMap<SecretKey, Result<String, String>>) -> impl Fn(&SecretKey) -> Result<String, String> {
+    |key| secrets.get(key).cloned().unwrap_or_else(|| Err("its Secret was not read".to_owned()))
+}
+
+async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    match tokio::time::timeout(CALL_DEADLINE, call).await {
+        Ok(answer) => answer,
+        Err(_) => Err(kube::Error::Service("no answer in time".into())),
+    }
+}
