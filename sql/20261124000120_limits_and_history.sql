@@ -107,7 +107,7 @@ begin
       if settings.min_lifetime is not null or settings.max_lifetime is not null then
         perform cyberdesk.check_lifetime(new.timeout_at - now() at time zone 'utc', settings.min_lifetime, settings.max_lifetime);
       end if;
-      if jsonb_typeof(new.params -> 'idle_timeout') <> 'null' and cyberdesk.idle_timeout_of(new.params) is null then
+      if coalesce(jsonb_typeof(new.params -> 'idle_timeout'), 'null') <> 'null' and cyberdesk.idle_timeout_of(new.params) is null then
         raise invalid_parameter_value using
           message = format('params.idle_timeout must be a time from 1 second to 1 year, and is %s', new.params -> 'idle_timeout'),
           hint = 'write it as "15 minutes"; null means none';
