@@ -102,12 +102,13 @@ async fn stuck_starts(world: &World) -> Result<()> {
             json!({ "guest.testbed/never-ready": "true", "guest.testbed/boot": "300ms" }),
             json!({}),
             "guest-not-ready",
-            "not ready within 2s",
+            "not ready within 8s",
         ),
     ];
+    // Time enough to get stuck on a busy machine; all wait at once.
     let mut templates: Vec<(&str, String)> =
-        cases.iter().map(|(name, guest, spec, ..)| (*name, template(within(2), guest.clone(), spec.clone()))).collect();
-    let agent = json!({ "cyberdesk.io/start-deadline": "2", "cyberdesk.io/ready": "agent" });
+        cases.iter().map(|(name, guest, spec, ..)| (*name, template(within(8), guest.clone(), spec.clone()))).collect();
+    let agent = json!({ "cyberdesk.io/start-deadline": "8", "cyberdesk.io/ready": "agent" });
     templates.push(("no-agent", template(agent, json!({}), json!({}))));
     with_templates(world, &templates).await?;
     world.start_operator(&[]).await?;
