@@ -1,6 +1,7 @@
 //! The database's side: connections, the rows as they were last read, and what is told back.
 
 pub mod connect;
+pub(crate) mod housekeeping;
 pub(crate) mod listen;
 pub mod migrate;
 pub mod outbox;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use crate::act::Acted;
 use crate::clock::{Clock, Reading};
 use crate::cluster::{self, Cluster, Keeper, follow};
 use crate::config::Config;
+use crate::database::housekeeping;
 use crate::database::listen::{self, Wakeups};
 use crate::database::rows;
 use crate::database::store::{Remembered, Store};
@@ -53,6 +54,8 @@ const BACKLOG_RESYNC: Duration = Duration::from_secs(1);
 const DEPOSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Longest time to give the Lease back when told to stop.
 const RELEASE: Duration = Duration::from_millis(500);
+/// How often it is read whether new desktops shall wait.
+const PAUSE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the clocks are read.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often they are read in quick succession at first.
@@ -78,6 +81,8 @@ pub struct Operator {
     pub(crate) metrics: Arc<Metrics>,
     failures: Mutex<HashMap<Key, CreateFailure>>,
     database_id: Mutex<Option<Uuid>>,
+    /// An administrator wants new desktops to wait.
+    paused: AtomicBool,
     pool: Pool,
     makes_in_flight: AtomicUsize,
 }
@@ -113,6 +118,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         metrics: Arc::default(),
         failures: Mutex::default(),
         database_id: Mutex::default(),
+        paused: AtomicBool::default(),
         pool,
         makes_in_flight: AtomicUsize::new(0),
     });
@@ -167,7 +173,7 @@ async fn lead(
         tokio::select! {
             () = keeper.run(folder.clone()) => unreachable!("a watch goes on for ever"),
             () = work(operator, config.concurrency, stopping) => return,
-            never = operator.write(&config.identity) => match never {},
+            never = operator.write(config) => match never {},
             () = operator.leadership.ended() => operator.queue.close(),
         }
         operator.metrics.templates(std::iter::empty());
@@ -316,7 +322,9 @@ impl Operator {
             }
         };
         let failure = self.failures().get(key).cloned();
-        let view = View { key, row, cr, vm, vmi, live: is_live, failure: failure.as_ref(), templates: &templates };
+        let paused = self.paused.load(Ordering::Relaxed);
+        let failure = failure.as_ref();
+        let view = View { key, row, cr, vm, vmi, live: is_live, failure, paused, templates: &templates };
         let plan = plan(&view, now);
         debug!(desktop = %key, cr = ?view.cr, vm = ?view.vm, vmi = ?view.vmi, actions = ?plan.actions, "looked");
         Some(plan)
@@ -338,14 +346,18 @@ impl Operator {
     }
 
     /// Writes back, in the term that is and in those that follow.
-    async fn write(&self, holder: &str) -> Infallible {
+    async fn write(&self, config: &Config) -> Infallible {
         let mut term = self.leadership.begun().await;
         let mut pause = DEPOSED.0;
         loop {
-            term = self.take_fence(term, holder).await;
+            term = self.take_fence(term, &config.identity).await;
             info!(epoch = term.epoch, "writing to the database");
             let began = Instant::now();
-            self.write_back.run(&self.pool, term, &self.store, &self.queue).await;
+            tokio::select! {
+                () = self.write_back.run(&self.pool, term, &self.store, &self.queue) => (),
+                () = housekeeping::run(&self.pool, term, config.resync_interval) => (),
+                never = self.heed_pause() => match never {},
+            }
             if self.leadership.rest().is_none() {
                 return std::future::pending().await;
             }
@@ -433,8 +445,33 @@ impl Operator {
         Ok(all)
     }
 
+    /// Reads every so often whether new desktops shall wait; once they need not any more, all are looked at.
+    async fn heed_pause(&self) -> Infallible {
+        loop {
+            sleep(PAUSE_INTERVAL).await;
+            let waited = self.paused.load(Ordering::Relaxed);
+            let again = async {
+                self.read_pause().await?;
+                if waited && !self.paused.load(Ordering::Relaxed) { self.resync().await } else { Ok(()) }
+            };
+            if let Err(error) = again.await {
+                debug!(error = %chain(error.as_ref()), "cannot read whether new desktops shall wait");
+            }
+        }
+    }
+
+    async fn read_pause(&self) -> anyhow::Result<()> {
+        let paused = rows::paused(&self.pool).await?;
+        if self.paused.swap(paused, Ordering::Relaxed) != paused {
+            info!(paused, "an administrator has paused the making of new desktops, or has it go on");
+        }
+        Ok(())
+    }
+
     /// Reads all rows that are not over, and looks at everything in the cluster that has our name.
     async fn resync(&self) -> anyhow::Result<()> {
+        // Before the rows, so that none is made that should wait.
+        self.read_pause().await?;
         if self.database_id().is_none() {
             let id = rows::identity(&self.pool).await?;
             *self.database_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);

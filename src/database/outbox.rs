@@ -51,7 +51,7 @@ impl Answer {
     /// Reads a word of `cyberdesk.report` or `cyberdesk.expire`.
     pub fn of(word: &str) -> Self {
         match word {
-            "written" | "same" | "missing" | "expired" => Self::Final,
+            "written" | "same" | "missing" | "expired" | "touched" => Self::Final,
             "busy" => Self::Busy,
             _ => Self::Stale,
         }

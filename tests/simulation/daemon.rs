@@ -204,7 +204,7 @@ impl Daemon {
         };
         let (row, cr) = if self.bug == Some(Bug::MadeAgain) { forgetful(row, cr) } else { (row, cr) };
         let failure = self.failures.get(&key);
-        let view = View { key: &key, row, cr, vm, vmi, live: is_live, failure, templates };
+        let view = View { key: &key, row, cr, vm, vmi, live: is_live, failure, paused: false, templates };
         let Plan { actions, wait } = plan(&view, now);
         if actions.is_empty() {
             return self.end(at, Outcome::Settled(wait.map(|wait| Instant::now() + wait)));

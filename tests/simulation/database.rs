@@ -149,6 +149,7 @@ impl Database {
             reason: absent.then(|| desktop.reason.clone().unwrap_or_else(|| "requested".to_owned())),
             message: desktop.message.clone(),
             expires_at: desktop.expires_at,
+            timeout_at: desktop.expires_at,
             generation: desktop.generation,
             observed_generation: desktop.observed_generation,
             params: None,
