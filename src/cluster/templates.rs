@@ -23,7 +23,7 @@ use kube::{Api, Client, Resource};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::watch::WATCH_SECONDS;
 use super::write::Tried;
@@ -127,8 +127,12 @@ pub(crate) struct Keeper<'a> {
     namespace: &'a str,
     vm_namespace: &'a str,
     events: &'a Events,
+    /// The files of the good ones, and what was made of them.
     accepted: Sources,
+    good: BTreeMap<String, Arc<Template>>,
     conditions: BTreeMap<String, Condition>,
+    /// Whether the record cannot be written, and that was told.
+    trouble: bool,
     /// As last read or written. `None`: it has to be written.
     recorded: Option<(Sources, BTreeMap<String, Condition>)>,
 }
@@ -137,8 +141,8 @@ impl<'a> Keeper<'a> {
     /// One that knows nothing yet.
     pub(crate) fn new(operator: &'a Operator, config: &'a Config, client: &'a Client, events: &'a Events) -> Self {
         let (namespace, vm_namespace) = (config.namespace.as_str(), config.vm_namespace.as_str());
-        let (accepted, conditions) = Default::default();
-        Self { operator, client, namespace, vm_namespace, events, accepted, conditions, recorded: None }
+        let (accepted, good, conditions, trouble) = Default::default();
+        Self { operator, client, namespace, vm_namespace, events, accepted, good, conditions, trouble, recorded: None }
     }
 
     /// Keeps the templates as the ConfigMap has them, without one those that ship with the binary; or as a folder
@@ -188,6 +192,7 @@ impl<'a> Keeper<'a> {
                 // What was accepted of a ConfigMap means nothing to the templates of the binary, and the other way round.
                 if !matches!((&wanted, &next), (None | Some(Wanted::OfPeople(..)), Wanted::OfPeople(..))) {
                     self.accepted.clear();
+                    self.good.clear();
                 }
                 wanted = Some(next);
                 retry = *RETRY.start();
@@ -224,31 +229,37 @@ impl<'a> Keeper<'a> {
         };
         let judged = wanted.sources().iter().map(|(name, source)| self.judge(name, source, &secrets));
         let verdicts: Vec<Verdict> = stream::iter(judged).buffered(AT_ONCE).collect().await;
-        let mut templates = vec![];
+        let mut templates = BTreeMap::new();
         let mut conditions = BTreeMap::new();
         let mut unchecked = false;
         for ((name, source), verdict) in wanted.sources().iter().zip(verdicts) {
             conditions.insert(name.clone(), Condition::of(name, source, &verdict));
+            // After a restart there is only the record. What a Secret held that was spoilt since, only memory has.
             let last_good = || {
-                let source = self.accepted.get(name)?;
-                Template::read(self.vm_namespace, name, source, look_up(&secrets)).ok()
+                let recorded =
+                    || Template::read(self.vm_namespace, name, self.accepted.get(name)?, look_up(&secrets)).ok();
+                self.good.get(name).cloned().or_else(|| recorded().map(Arc::new))
             };
             let template = match verdict {
                 Verdict::Accepted(template, _) => {
+                    let template = Arc::new(template);
                     self.accepted.insert(name.clone(), source.clone());
+                    self.good.insert(name.clone(), template.clone());
                     Ok(template)
                 }
                 Verdict::Refused(fault) => last_good().ok_or_else(|| bad_template(cut(fault))),
                 Verdict::Unchecked(template, _) => {
                     unchecked = true;
-                    Ok(last_good().unwrap_or(template))
+                    Ok(last_good().unwrap_or_else(|| Arc::new(template)))
                 }
             };
-            templates.push((name.clone(), template.map(Arc::new)));
+            templates.insert(name.clone(), template);
         }
         self.accepted.retain(|name, _| wanted.sources().contains_key(name));
+        self.good.retain(|name, _| wanted.sources().contains_key(name));
+        let usable = templates.iter().filter(|(_, template)| template.is_ok()).map(|(name, _)| name.clone()).collect();
         self.operator.templates.send_replace(Some(Arc::new(templates.into_iter().collect())));
-        self.tell(wanted, conditions).await;
+        self.tell(wanted, conditions, &usable).await;
         let recorded = !has_record || self.write_record(wanted).await;
         let refused = self.conditions.values().any(|condition| !condition.accepted());
         match (unchecked || !recorded, secrets.is_empty(), refused) {
@@ -271,7 +282,9 @@ impl<'a> Keeper<'a> {
             Err(refusal) => return Verdict::Refused(refusal.message),
         };
         if self.accepted.get(name) == Some(source) {
-            return Verdict::Accepted(template, vec![]);
+            // The warnings of that time still hold.
+            let before = self.conditions.get(name).filter(|before| before.accepted() && !before.message.is_empty());
+            return Verdict::Accepted(template, before.map(|before| before.message.clone()).into_iter().collect());
         }
         let samples = match template.samples() {
             Ok(samples) => samples,
@@ -316,7 +329,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// Tells what is new, in the log, as Events on the ConfigMap, and in figures.
-    async fn tell(&mut self, wanted: &Wanted, mut conditions: BTreeMap<String, Condition>) {
+    async fn tell(&mut self, wanted: &Wanted, mut conditions: BTreeMap<String, Condition>, usable: &BTreeSet<String>) {
         let time = server_time(self.client).await.ok().map(|(time, _)| time);
         for (name, condition) in &mut conditions {
             let before = self.conditions.get(name);
@@ -325,8 +338,7 @@ impl<'a> Keeper<'a> {
             if since.is_some_and(|before| (&before.hash, &before.message) == (&condition.hash, &condition.message)) {
                 continue;
             }
-            let kept = self.accepted.contains_key(name);
-            let (kind, note) = match (condition.status.as_str(), kept) {
+            let (kind, note) = match (condition.status.as_str(), usable.contains(name)) {
                 ("True", _) if condition.message.is_empty() => {
                     (EventType::Normal, format!("template {name} is in use"))
                 }
@@ -403,7 +415,12 @@ impl<'a> Keeper<'a> {
         match written.unwrap_or_else(|_| Err(kube::Error::Service("this daemon does not lead any more".into()))) {
             Ok(_) => {
                 self.recorded = Some(next);
+                self.trouble = false;
                 true
+            }
+            Err(error) if std::mem::replace(&mut self.trouble, true) => {
+                debug!(config_map = RECORD, error = %chain(&error), "still cannot keep which VM templates were accepted");
+                false
             }
             Err(error) => {
                 warn!(config_map = RECORD, error = %chain(&error), "cannot keep which VM templates were accepted (deploy/accepted-templates.yaml makes the ConfigMap for it); will try again");

@@ -258,6 +258,13 @@ async fn user_data_from(world: &World) -> Result<()> {
     let refused = world.insert_with("1 hour", Some(json!({ "template": "other" }))).await?;
     let row = world.until_over(&refused).await?;
     ensure!(row.reason.as_deref() == Some("bad-template"), "{row:?}");
+    // Somebody spoils the Secret: what it held before stays in use.
+    let spoilt = json!({ "data": null });
+    world.secrets().patch("cyberdesk-vm-user-data", &PatchParams::default(), &Patch::Merge(spoilt)).await?;
+    edit(world, &[("default.yaml", &ours)]).await?;
+    until_condition(world, "default", "False", "has no text under the key \"userdata\"").await?;
+    let another = world.running_desktop("1 hour").await?;
+    ensure!(user_data_of(world, &another).await? == format!("#!/bin/sh\necho geheim {}\n", vm_name(&another)));
     nothing_is_told(world, &id, "geheim").await
 }
 
@@ -346,6 +353,7 @@ spec:
     world.start_operator(&[]).await?;
     let id = world.running_desktop("1 hour").await?;
     ensure!(user_data_of(world, &id).await? == text, "byte by byte");
+    until_condition(world, "default", "True", "spec.running is deprecated").await?;
     let labels = world.vms().get(&vm_name(&id)).await?.metadata.labels.unwrap_or_default();
     ensure!(
         labels.get("cyberdesk-instance") == Some(&id) && labels["managed-by"] == "cyberdesk-operator",
