@@ -3,7 +3,6 @@
 #![expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
@@ -12,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 
 use crate::config::Config;
-use crate::database::connect::Target;
+use crate::database::connect::{Target, read_password, share_a_server};
 use crate::{crd, database, operator, telemetry};
 
 /// Keeps a fleet of virtual desktops true to a Postgres table.
@@ -64,12 +63,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()>
         }
         Command::Migrate { daemon_password_file } => {
             read_dotenv()?;
-            let password = daemon_password_file
-                .map(|file| {
-                    fs::read_to_string(&file).with_context(|| format!("read the password in {}", file.display()))
-                })
-                .transpose()?;
-            runtime()?.block_on(migrate(password.as_deref().map(str::trim_end)))
+            let password = daemon_password_file.map(|file| read_password(&file)).transpose()?;
+            runtime()?.block_on(migrate(password.as_deref()))
         }
         Command::Crd => {
             print!("{}", serde_saphyr::to_string(&crd::definition())?);
@@ -93,9 +88,11 @@ async fn migrate(daemon_password: Option<&str>) -> anyhow::Result<()> {
     let url = std::env::var("DATABASE_URL").map_err(|_| {
         anyhow!("DATABASE_URL is not set; for migrate it is the URL of the schema's owner, such as postgres://postgres:PASSWORD@HOST:5432/postgres")
     })?;
-    let target = Target::from_url(&url).context("DATABASE_URL")?;
+    let password_file = std::env::var_os("DATABASE_PASSWORD_FILE").filter(|file| !file.is_empty()).map(PathBuf::from);
+    let target = Target::from_url(&url, password_file).context("DATABASE_URL")?;
     let (mut client, connection) = target.connect().await.context("connect to the database")?;
     let connection = tokio::spawn(connection);
+    refuse_transaction_pooler(&target, &client).await?;
     let report = database::migrate::migrate(&mut client, daemon_password).await?;
     drop(client);
     connection.await??;
@@ -103,6 +100,21 @@ async fn migrate(daemon_password: Option<&str>) -> anyhow::Result<()> {
         [] => println!("the database is up to date"),
         applied => println!("applied: {}", applied.join(", ")),
     }
+    Ok(())
+}
+
+/// A migration spans statements and transactions: its lock and its settings would be lost between them.
+async fn refuse_transaction_pooler(target: &Target, client: &tokio_postgres::Client) -> anyhow::Result<()> {
+    let (second, connection) = target.connect().await.context("connect to the database")?;
+    let connection = tokio::spawn(connection);
+    let shared = share_a_server(client, &second).await.context("look for a pooler in between")?;
+    drop(second);
+    connection.await??;
+    anyhow::ensure!(
+        !shared,
+        "DATABASE_URL leads through a transaction pooler, through which nothing can be migrated: use the direct \
+         connection or the session pooler (on Supabase both on port 5432)"
+    );
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The database's side: connections, the rows as they were last read, and what is told back.
 
+mod advice;
 pub mod connect;
 pub(crate) mod housekeeping;
 pub(crate) mod listen;
@@ -7,4 +8,6 @@ pub mod migrate;
 pub mod outbox;
 pub(crate) mod rows;
 pub mod store;
+mod tls;
+mod url;
 pub mod writeback;
