@@ -7,12 +7,14 @@ mod absence;
 mod account;
 mod bad_input;
 mod by_hand;
+mod connections;
 mod database;
 mod in_use;
 mod leadership;
 mod lives;
 mod restarts;
 mod scale;
+mod tools;
 mod wakeups;
 mod world;
 
@@ -30,12 +32,14 @@ use libtest_mimic::{Arguments, Conclusion, Trial};
 use tokio::runtime::Runtime;
 use tokio::sync::RwLock;
 
+use tools::Tool;
 use world::{Parts, World};
 
 /// What is told, and by whom.
 pub(crate) struct Story {
     name: &'static str,
     alone: bool,
+    needs: Option<Tool>,
     tell: Box<dyn for<'a> Telling<'a> + Send>,
 }
 
@@ -44,13 +48,18 @@ pub(crate) fn story<F>(name: &'static str, tell: F) -> Story
 where
     F: for<'a> Telling<'a> + Send + 'static,
 {
-    Story { name, alone: false, tell: Box::new(tell) }
+    Story { name, alone: false, needs: None, tell: Box::new(tell) }
 }
 
 impl Story {
     /// It wants the machine for itself.
     pub(crate) fn alone(self) -> Self {
         Self { alone: true, ..self }
+    }
+
+    /// It needs a program that not every machine has.
+    pub(crate) fn needs(self, tool: Tool) -> Self {
+        Self { needs: Some(tool), ..self }
     }
 }
 
@@ -75,6 +84,7 @@ fn stories() -> Vec<Story> {
         in_use::stories(),
         by_hand::stories(),
         wakeups::stories(),
+        connections::stories(),
         restarts::stories(),
         bad_input::stories(),
         absence::stories(),
@@ -130,9 +140,10 @@ async fn start() -> Result<(Parts, (Node, Simulator))> {
 fn trials(parts: Option<(Arc<Runtime>, Arc<Parts>)>) -> Vec<Trial> {
     // Held by all who are at work, or by one alone.
     let room = Arc::new(RwLock::new(()));
-    let with_world = stories().into_iter().map(|Story { name, alone, tell }| {
+    let with_world = stories().into_iter().map(|Story { name, alone, needs, tell }| {
+        let missed = parts.is_some() && needs.is_some_and(|tool| tool.is_missed(name));
         let (parts, room) = (parts.clone(), room.clone());
-        Trial::test(name, move || {
+        let trial = Trial::test(name, move || {
             let (runtime, parts) = parts.expect("a story that is told has its parts");
             runtime.block_on(async {
                 let _all = if alone { Err(room.write().await) } else { Ok(room.read().await) };
@@ -142,7 +153,8 @@ fn trials(parts: Option<(Arc<Runtime>, Arc<Parts>)>) -> Vec<Trial> {
                     Err(error) => Err(format!("{error:#}\n{}", world.autopsy().await).into()),
                 }
             })
-        })
+        });
+        trial.with_ignored_flag(missed)
     });
     let of_the_database = database::stories().into_iter().map(|(name, tell)| {
         let (parts, room) = (parts.clone(), room.clone());

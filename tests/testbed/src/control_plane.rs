@@ -24,7 +24,7 @@ use crate::supervise::{Program, Spec, Supervised};
 mod certificates;
 mod crds;
 
-pub use certificates::Authority;
+pub use certificates::{Authority, Identity};
 
 /// How long servers may take to be ready: generous, for a machine that compiles beside them.
 const PATIENCE: Duration = Duration::from_secs(120);
