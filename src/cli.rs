@@ -5,13 +5,14 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 
 use crate::config::Config;
 use crate::database::connect::{Target, read_password, share_a_server};
+use crate::doctor::{self, Verdict};
 use crate::{crd, database, operator, telemetry};
 
 /// Keeps a fleet of virtual desktops true to a Postgres table.
@@ -38,6 +39,15 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         daemon_password_file: Option<PathBuf>,
     },
+    /// Look for what is wrong, say why it matters and what mends it. Nothing is changed.
+    ///
+    /// Run it with the daemon's own settings; what its role may not look at is said. The exit code is 0 if no check
+    /// failed, warnings or not, and 1 if one did.
+    Doctor {
+        /// For programs: an object with the list of findings.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the CustomResourceDefinition.
     Crd,
 }
@@ -53,10 +63,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()>
     match arguments.command {
         Command::Run => {
             read_dotenv()?;
-            // A variable that is not text is none of ours.
-            let text =
-                |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
-            let (config, warnings) = Config::read(std::env::vars_os().filter_map(text))?;
+            let (config, warnings) = Config::read(variables())?;
             telemetry::start(&config.logging.filter, config.logging.format)?;
             warnings.iter().for_each(|warning| warn!("{warning}"));
             runtime()?.block_on(async { operator::run(config, told_to_stop()?).await })
@@ -66,11 +73,28 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()>
             let password = daemon_password_file.map(|file| read_password(&file)).transpose()?;
             runtime()?.block_on(migrate(password.as_deref()))
         }
+        Command::Doctor { json } => {
+            read_dotenv()?;
+            let report = runtime()?.block_on(doctor::examine(variables()));
+            match json {
+                true => println!("{}", serde_json::to_string_pretty(&report)?),
+                false => print!("{report}"),
+            }
+            let failed = report.count(Verdict::Failure);
+            ensure!(failed == 0, "{failed} of the checks failed");
+            Ok(())
+        }
         Command::Crd => {
             print!("{}", serde_saphyr::to_string(&crd::definition())?);
             Ok(())
         }
     }
+}
+
+/// The environment. A variable that is not text is none of ours.
+fn variables() -> Vec<(String, String)> {
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    std::env::vars_os().filter_map(text).collect()
 }
 
 /// Reads `.env` of the current folder, if there is one.
@@ -110,7 +134,7 @@ async fn refuse_transaction_pooler(target: &Target, client: &tokio_postgres::Cli
     let shared = share_a_server(client, &second).await.context("look for a pooler in between")?;
     drop(second);
     connection.await??;
-    anyhow::ensure!(
+    ensure!(
         !shared,
         "DATABASE_URL leads through a transaction pooler, through which nothing can be migrated: use the direct \
          connection or the session pooler (on Supabase both on port 5432)"

@@ -112,7 +112,21 @@ impl fmt::Display for Faults {
 
 impl std::error::Error for Faults {}
 
+/// An empty variable is one that is not set: that is how people unset them in manifests.
+fn set(variables: impl IntoIterator<Item = (String, String)>) -> Vec<(String, String)> {
+    variables.into_iter().filter(|(_, value)| !value.is_empty()).collect()
+}
+
 impl Config {
+    /// How to reach the database, whatever is wrong with other settings.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with its own.
+    pub fn target(variables: &[(String, String)]) -> Result<Target, String> {
+        envy::from_iter::<_, GivenDatabase>(set(variables.to_vec())).map_err(|error| error.to_string())?.target()
+    }
+
     /// Reads settings from variables by name. Returns them with warnings about variables that start with
     /// `CYBERDESK_` and mean nothing to us.
     ///
@@ -120,16 +134,12 @@ impl Config {
     ///
     /// All faults at once.
     pub fn read(variables: impl IntoIterator<Item = (String, String)>) -> Result<(Self, Vec<String>), Faults> {
-        // An empty variable is one that is not set: that is how people unset them in manifests.
-        let variables: Vec<(String, String)> = variables.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+        let variables = set(variables);
         let mut warnings = unknown(&variables);
         let given: Given =
             envy::prefixed(PREFIX).from_iter(variables.clone()).map_err(|error| Faults(vec![error.to_string()]))?;
-        let given_database: GivenDatabase =
-            envy::from_iter(variables).map_err(|error| Faults(vec![error.to_string()]))?;
-
         let mut faults = vec![];
-        let database = given_database.target().inspect(|target| warnings.extend_from_slice(target.warnings()));
+        let database = Self::target(&variables).inspect(|target| warnings.extend_from_slice(target.warnings()));
         let database = database.map_err(|fault| faults.push(fault));
         let identity =
             given.identity.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());

@@ -27,6 +27,7 @@
 //! | [`database`] | Postgres: connections, LISTEN, rows as last read, the write-back, migrations |
 //! | [`crd`] | the `Cyberdesk` custom resource |
 //! | [`clock`] | the database's and the API server's time, never this machine's |
+//! | [`doctor`] | what is wrong with this installation, why it matters, and what mends it |
 //! | [`config`], [`telemetry`], [`cli`] | settings, logs, the command line |
 
 mod act;
@@ -36,6 +37,7 @@ pub mod cluster;
 pub mod config;
 pub mod crd;
 pub mod database;
+pub mod doctor;
 pub mod lease;
 pub mod model;
 pub mod names;

@@ -15,8 +15,8 @@ use tokio_postgres::{Client, Config, Connection, Row, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::{debug, warn};
 
-use super::url::DatabaseUrl;
 pub use super::url::Route;
+use super::url::{DatabaseUrl, is_here};
 use super::{advice, tls};
 
 /// Connections for statements: one for the write-back, one for reading changes, one for what else is asked.
@@ -88,6 +88,16 @@ impl Target {
     /// The way to the database, as far as the URL shows it.
     pub fn route(&self) -> Route {
         self.route
+    }
+
+    /// Whether the database is on this machine.
+    pub(crate) fn is_here(&self) -> bool {
+        is_here(&self.config)
+    }
+
+    /// What the driver makes of the URL.
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
     }
 
     /// A connection of its own, with the connection object that must be driven.

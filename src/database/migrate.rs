@@ -28,6 +28,7 @@ pub const MIGRATIONS: &[(&str, &str, &str)] = &[
     ("20261124000125", "erase_users", include_str!("../../sql/20261124000125_erase_users.sql")),
     ("20261124000130", "operator_functions", include_str!("../../sql/20261124000130_operator_functions.sql")),
     ("20261124000140", "more_app_functions", include_str!("../../sql/20261124000140_more_app_functions.sql")),
+    ("20261124000300", "applied_migrations", include_str!("../../sql/20261124000300_applied_migrations.sql")),
 ];
 
 /// The first migration changes nothing, it only refuses. It is run on its own before all else, each time.

@@ -187,7 +187,7 @@ fn hosts(config: &Config) -> impl Iterator<Item = &str> {
 }
 
 /// Whether all hosts are this machine. A host name with an address of its own (`hostaddr`) is taken at its word.
-fn is_here(config: &Config) -> bool {
+pub(super) fn is_here(config: &Config) -> bool {
     hosts(config).all(|host| ["localhost", "127.0.0.1", "::1"].contains(&host))
         && config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback)
 }

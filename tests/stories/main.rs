@@ -9,6 +9,7 @@ mod bad_input;
 mod by_hand;
 mod connections;
 mod database;
+mod doctor;
 mod in_use;
 mod leadership;
 mod lives;
@@ -85,6 +86,7 @@ fn stories() -> Vec<Story> {
         by_hand::stories(),
         wakeups::stories(),
         connections::stories(),
+        doctor::stories(),
         restarts::stories(),
         bad_input::stories(),
         absence::stories(),

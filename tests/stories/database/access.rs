@@ -58,6 +58,7 @@ async fn matrix(postgres: &Postgres) -> Result<()> {
             "authenticated usage schema cyberdesk",
             "cyberdesk_daemon execute cyberdesk.\"trim\"",
             "cyberdesk_daemon execute cyberdesk.acquire",
+            "cyberdesk_daemon execute cyberdesk.applied_migrations",
             "cyberdesk_daemon execute cyberdesk.desktops_by_id",
             "cyberdesk_daemon execute cyberdesk.dirty_desktops",
             "cyberdesk_daemon execute cyberdesk.expire",
