@@ -5,6 +5,7 @@
 
 mod absence;
 mod account;
+mod apps;
 mod bad_input;
 mod by_hand;
 mod connections;
@@ -87,6 +88,7 @@ fn stories() -> Vec<Story> {
         wakeups::stories(),
         connections::stories(),
         doctor::stories(),
+        apps::stories(),
         restarts::stories(),
         bad_input::stories(),
         absence::stories(),

@@ -9,6 +9,8 @@ use cyberdesk_testbed::pgbouncer::PgBouncer;
 pub(crate) enum Tool {
     /// The connection pooler.
     PgBouncer,
+    /// Node with npm, and what npm installs.
+    Node,
 }
 
 impl Tool {
@@ -16,6 +18,7 @@ impl Tool {
     pub(crate) fn find(self) -> Option<PathBuf> {
         match self {
             Self::PgBouncer => PgBouncer::find(),
+            Self::Node => on_the_path("npm").and_then(|_| on_the_path("node")),
         }
     }
 
@@ -23,6 +26,7 @@ impl Tool {
     pub(crate) fn remedy(self) -> &'static str {
         match self {
             Self::PgBouncer => "there is no pgbouncer here: apt-get install pgbouncer",
+            Self::Node => "there is no Node with npm here: apt-get install nodejs npm",
         }
     }
 
@@ -35,4 +39,10 @@ impl Tool {
         }
         missed
     }
+}
+
+fn on_the_path(program: &str) -> Option<PathBuf> {
+    #[expect(clippy::disallowed_methods, reason = "where programs are is no setting of the operator")]
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|file| file.is_file())
 }
