@@ -179,36 +179,64 @@ async fn role_settings(pool: &Pool) -> anyhow::Result<Finding> {
 
 #[expect(clippy::disallowed_methods, reason = "this machine's clock is what is looked at, and judges nothing")]
 async fn clock(pool: &Pool) -> anyhow::Result<Finding> {
-    let before = Timestamp::now();
+    let asked = Timestamp::now();
     let there: Timestamp = one(pool, "select clock_timestamp()", &[]).await?.try_get(0)?;
-    let half = before.duration_until(Timestamp::now()) / 2;
-    let skew = before.checked_add(half)?.duration_until(there);
+    Ok(compare_clocks(asked, there, Timestamp::now()))
+}
+
+/// The database read its clock at some time between these two of ours: a slow answer tells little.
+fn compare_clocks(asked: Timestamp, there: Timestamp, answered: Timestamp) -> Finding {
+    let half = asked.duration_until(answered) / 2;
+    let skew = asked.duration_until(there) - half;
     let found = format!(
         "the database is {:.3} s {} this machine",
         skew.unsigned_abs().as_secs_f64(),
         if skew.is_negative() { "behind" } else { "ahead of" }
     );
-    // A slow answer tells little about the clocks.
-    Ok(if skew.abs() > SKEW.max(half) {
+    if skew.abs() > SKEW.max(half) {
         CLOCK.finding(Verdict::Warning, found, vec!["timedatectl set-ntp true".to_owned()])
     } else {
         CLOCK.ok(found)
-    })
+    }
 }
 
 async fn capacity(pool: &Pool) -> anyhow::Result<Finding> {
+    // Of others' sessions an ordinary role sees little more than that they are there, and where.
     let asked = "select (select count(*) from pg_stat_activity where usename = $1),
                         (select rolconnlimit from pg_roles where rolname = $1)::bigint,
-                        (select count(*) from pg_stat_activity where backend_type = 'client backend'),
+                        (select count(*) from pg_stat_activity where datname is not null),
                         current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint";
     let row = one(pool, asked, &[(&ROLE, Type::TEXT)]).await?;
     let (ours, limit): (i64, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
     let (all, most): (i64, i64) = (row.try_get(2)?, row.try_get(3)?);
     let limit = limit.filter(|limit| *limit >= 0).unwrap_or(most);
     let found = format!("{ROLE} has {ours} of {limit}, all together {all} of {most}");
-    Ok(if (limit - ours).min(most - all) < CONNECTIONS {
+    Ok(if limit - ours < CONNECTIONS {
         CAPACITY.finding(Verdict::Warning, found, vec![format!("alter role {ROLE} connection limit 20;")])
+    } else if most - all < CONNECTIONS {
+        CAPACITY.finding(Verdict::Warning, found, vec![])
     } else {
         CAPACITY.ok(found)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_are_compared_as_far_as_the_answer_was_quick() {
+        let at = |seconds: i64| Timestamp::from_second(1_700_000_000 + seconds).expect("a time");
+        for (answered, there, verdict, found) in [
+            (0, 1, Verdict::Ok, "1.000 s ahead of"),
+            (0, 3, Verdict::Warning, "3.000 s ahead of"),
+            (0, -3, Verdict::Warning, "3.000 s behind"),
+            (10, 9, Verdict::Ok, "4.000 s ahead of"),
+            (10, 11, Verdict::Warning, "6.000 s ahead of"),
+        ] {
+            let finding = compare_clocks(at(0), at(there), at(answered));
+            assert_eq!(finding.verdict, verdict, "{finding:?}");
+            assert!(finding.found.contains(found), "{finding:?}");
+        }
+    }
 }

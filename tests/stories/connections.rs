@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use cyberdesk_operator::database::connect::Target;
+use cyberdesk_operator::doctor;
 use cyberdesk_testbed::control_plane::{Authority, Identity};
 use cyberdesk_testbed::pgbouncer::{Mode, PgBouncer};
 use cyberdesk_testbed::postgres::{Options, SUPERUSER};
 use cyberdesk_testbed::{Database, Postgres, Progress};
 
 use crate::tools::Tool;
+use crate::wakeups::a_life;
 use crate::world::World;
 use crate::{Story, story};
 
@@ -39,12 +41,6 @@ async fn pooler(world: &World, mode: Mode) -> Result<PgBouncer> {
 
 async fn start_through(world: &World, url: &str) -> Result<()> {
     world.start_operator(&[&ONLY_WHEN_WOKEN[..], &[("DATABASE_URL", url)]].concat()).await
-}
-
-async fn a_life(world: &World) -> Result<()> {
-    let id = world.running_desktop("1 hour").await?;
-    world.request_shutdown(&id).await?;
-    world.until_over(&id).await.map(drop)
 }
 
 async fn transaction_pooler(world: &World) -> Result<()> {
@@ -161,6 +157,9 @@ async fn rotated_password(world: &World) -> Result<()> {
     let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_PASSWORD_FILE", &password_file)];
     world.start_operator(&[&ONLY_WHEN_WOKEN[..], &settings].concat()).await?;
     a_life(&world).await?;
+    let variables = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let report = doctor::examine(variables.collect()).await;
+    ensure!(report.to_string().contains("certificate and host name are verified: TLSv1.3"), "{report}");
 
     set_password(&world.database, "geheim-2").await?;
     let admin = world.database.connect_as(SUPERUSER).await?;

@@ -181,6 +181,12 @@ async fn planted_faults(world: &World) -> Result<()> {
         let report = examine(&url).await;
         ensure!(finding(&report, check)?.verdict == Verdict::Ok, "{plant}\nis not mended:\n{report}");
     }
+    admin.batch_execute("alter role cyberdesk_daemon set default_transaction_read_only = on").await?;
+    let report = examine(&url).await;
+    let found = finding(&report, "connection")?;
+    ensure!(found.verdict == Verdict::Failure && found.found.contains("takes no writes"), "{report}");
+    admin.batch_execute("alter role cyberdesk_daemon reset default_transaction_read_only").await?;
+
     // No line brings these back: what is said names where their text is.
     admin.batch_execute("drop function cyberdesk.reconcile_projection").await?;
     let report = examine(&url).await;
@@ -214,6 +220,7 @@ async fn no_connection(world: &World) -> Result<()> {
         ("postgres://u:p@127.0.0.1:1/d", "connection", Verdict::Failure, "nobody listens there"),
         (nobody.as_str(), "connection", Verdict::Failure, "nobody"),
         (&url.replace("sslmode=disable", "pgbouncer=true"), "database-url", Verdict::Warning, "transaction pooler"),
+        (&url.replace("127.0.0.1", "db.testbed").replace('?', "?hostaddr=127.0.0.1&"), "tls", Verdict::Warning, "none"),
         ("postgres://u:p@db.abc.supabase.co:1/d?hostaddr=127.0.0.1", "database-url", Verdict::Warning, "IPv6"),
         (&empty.url("cyberdesk_daemon"), "migrations", Verdict::Failure, "the schema is missing"),
         (&empty.url("cyberdesk_daemon"), "columns", Verdict::Failure, "there is no table"),
