@@ -47,12 +47,12 @@ const LEAST_GAP: Duration = Duration::from_millis(5);
 const DEAF_POLL: Duration = Duration::from_secs(1);
 /// While more rows have changed than one look reads, all are read this often: a look at all costs far more.
 const BACKLOG_RESYNC: Duration = Duration::from_secs(1);
-/// How often it is read whether new desktops shall wait.
-const PAUSE_INTERVAL: Duration = Duration::from_secs(10);
 /// First and longest wait before another term, while another daemon keeps taking the database from us.
 const DEPOSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Longest time to give the Lease back when told to stop.
 const RELEASE: Duration = Duration::from_millis(500);
+/// How often it is read whether new desktops shall wait.
+const PAUSE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the clocks are read.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often they are read in quick succession at first.
@@ -144,7 +144,6 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         () = told_to_stop => (),
         () = lead(&operator, &config, &stopping) => (),
         () = operator.leadership.run(&operator.clock) => unreachable!("there is always another election"),
-        () = operator.heed_pause() => unreachable!("an administrator may pause it at any time"),
         () = operator.scan(&config, &wakeups) => unreachable!("the scan goes on for ever"),
         () = listen::run(&config.database, &operator.pool, &wakeups) => unreachable!("the listener goes on for ever"),
         () = operator.read_clocks(&client) => unreachable!("the clocks are read for ever"),
@@ -170,7 +169,7 @@ async fn lead(operator: &Arc<Operator>, config: &Config, stopping: &Cancellation
         operator.resync.notify_one();
         tokio::select! {
             () = work(operator, config.concurrency, stopping) => return,
-            never = operator.write(&config.identity, config.resync_interval) => match never {},
+            never = operator.write(config) => match never {},
             () = operator.leadership.ended() => operator.queue.close(),
         }
     }
@@ -338,16 +337,17 @@ impl Operator {
     }
 
     /// Writes back, in the term that is and in those that follow.
-    async fn write(&self, holder: &str, repair_interval: Duration) -> Infallible {
+    async fn write(&self, config: &Config) -> Infallible {
         let mut term = self.leadership.begun().await;
         let mut pause = DEPOSED.0;
         loop {
-            term = self.take_fence(term, holder).await;
+            term = self.take_fence(term, &config.identity).await;
             info!(epoch = term.epoch, "writing to the database");
             let began = Instant::now();
             tokio::select! {
                 () = self.write_back.run(&self.pool, term, &self.store, &self.queue) => (),
-                () = housekeeping::run(&self.pool, term, repair_interval) => (),
+                () = housekeeping::run(&self.pool, term, config.resync_interval) => (),
+                never = self.heed_pause() => match never {},
             }
             if self.leadership.rest().is_none() {
                 return std::future::pending().await;
@@ -437,24 +437,26 @@ impl Operator {
     }
 
     /// Reads every so often whether new desktops shall wait; once they need not any more, all are looked at.
-    async fn heed_pause(&self) {
+    async fn heed_pause(&self) -> Infallible {
         loop {
             sleep(PAUSE_INTERVAL).await;
             let waited = self.paused.load(Ordering::Relaxed);
-            match self.read_pause().await {
-                Ok(false) if waited => self.resync.notify_one(),
-                Ok(_) => (),
-                Err(error) => debug!(error = %chain(error.as_ref()), "cannot read whether new desktops shall wait"),
+            let again = async {
+                self.read_pause().await?;
+                if waited && !self.paused.load(Ordering::Relaxed) { self.resync().await } else { Ok(()) }
+            };
+            if let Err(error) = again.await {
+                debug!(error = %chain(error.as_ref()), "cannot read whether new desktops shall wait");
             }
         }
     }
 
-    async fn read_pause(&self) -> anyhow::Result<bool> {
+    async fn read_pause(&self) -> anyhow::Result<()> {
         let paused = rows::paused(&self.pool).await?;
         if self.paused.swap(paused, Ordering::Relaxed) != paused {
             info!(paused, "an administrator has paused the making of new desktops, or has it go on");
         }
-        Ok(paused)
+        Ok(())
     }
 
     /// Reads all rows that are not over, and looks at everything in the cluster that has our name.

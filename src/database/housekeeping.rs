@@ -32,32 +32,28 @@ const TRIM: (Duration, Duration) = (Duration::from_secs(600), Duration::from_mil
 pub(crate) async fn run(pool: &Pool, term: Term, repair_interval: Duration) {
     // One chore at a time: together they hold one of the few connections.
     let turn = &Mutex::new(());
-    let live = async || {
-        call(pool, term, "select cyberdesk.sign_of_life($1, $2)").await?;
-        Ok(SIGN_OF_LIFE)
-    };
-    let warn = async || warn_of_ends(pool, term).await;
-    let trim = async || {
-        let trimmed: i64 = call(pool, term, "select cyberdesk.trim($1, $2)").await?.try_get(0)?;
-        Ok(if trimmed == 0 { TRIM.0 } else { TRIM.1 })
-    };
-    let repair = async || {
-        let repaired: i64 = call(pool, term, "select cyberdesk.reconcile_projection($1, $2)").await?.try_get(0)?;
-        if repaired > 0 {
-            warn!(rows = repaired, "repaired rows that went round the database's triggers");
-        }
-        Ok(repair_interval)
-    };
     tokio::select! {
-        () = every(turn, "show a sign of life", live) => (),
-        () = every(turn, "warn of ends that are near", warn) => (),
-        () = every(turn, "trim the history", trim) => (),
-        () = every(turn, "repair what went round the triggers", repair) => (),
+        () = every(turn, "show a sign of life", async || {
+            call(pool, term, "select cyberdesk.sign_of_life($1, $2)").await?;
+            Ok(SIGN_OF_LIFE)
+        }) => (),
+        () = every(turn, "warn of ends that are near", async || warn_of_ends(pool, term).await) => (),
+        () = every(turn, "trim the history", async || {
+            let trimmed: i64 = call(pool, term, "select cyberdesk.trim($1, $2)").await?.try_get(0)?;
+            Ok(if trimmed == 0 { TRIM.0 } else { TRIM.1 })
+        }) => (),
+        () = every(turn, "repair what went round the triggers", async || {
+            let repaired: i64 = call(pool, term, "select cyberdesk.reconcile_projection($1, $2)").await?.try_get(0)?;
+            if repaired > 0 {
+                warn!(rows = repaired, "repaired rows that went round the database's triggers");
+            }
+            Ok(repair_interval)
+        }) => (),
     }
 }
 
 /// Does something again and again, after the time that it says itself, until the term is over. Trouble is told once,
-/// until there is none.
+/// until it is over.
 async fn every(turn: &Mutex<()>, doing: &'static str, chore: impl AsyncFn() -> anyhow::Result<Duration>) {
     let mut trouble = false;
     loop {

@@ -155,6 +155,7 @@ fn a_hot_key_does_not_starve_others() {
 #[tokio::test(start_paused = true)]
 async fn a_waiter_gets_a_key_when_it_is_woken_or_due() {
     let queue = std::sync::Arc::new(Queue::default());
+    queue.open();
     let waiter = tokio::spawn({
         let queue = queue.clone();
         async move { queue.next(|| true).await }

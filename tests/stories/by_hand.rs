@@ -26,7 +26,8 @@ async fn a_life_by_hand(world: &World) -> Result<()> {
 }
 
 async fn lives_and_ends(world: &World) -> Result<()> {
-    world.apply_cr("my-desk", json!({ "timeoutMs": 4000 })).await?;
+    // Time enough to be seen running first, also on a busy machine.
+    world.apply_cr("my-desk", json!({ "timeoutMs": 12_000 })).await?;
     let phase = async |wanted: &str| Ok(world.cr_status("my-desk", "phase").await?.as_deref() == Some(wanted));
     world.until("it runs", async || phase("Running").await).await?;
     ensure!(world.vms().get_opt(&vm_name("my-desk")).await?.is_some());

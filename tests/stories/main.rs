@@ -27,8 +27,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use cyberdesk_testbed::node::{Node, NodeConfig};
-use cyberdesk_testbed::simulator::{Detail, Simulator, SimulatorConfig};
+use cyberdesk_testbed::node::NodeConfig;
+use cyberdesk_testbed::players::{KubeVirt, Players};
+use cyberdesk_testbed::simulator::{Detail, SimulatorConfig};
 use cyberdesk_testbed::{Options, Progress, Testbed, supervise};
 use libtest_mimic::{Arguments, Conclusion, Trial};
 use tokio::runtime::Runtime;
@@ -122,22 +123,23 @@ fn run(arguments: &Arguments) -> Result<Conclusion> {
     }
     let runtime = Arc::new(Runtime::new().context("start a runtime")?);
     // Held by us alone, so that everything ends before we do.
-    let (parts, _kubevirt) = runtime.block_on(start())?;
+    let (parts, _players) = runtime.block_on(start())?;
     let conclusion = libtest_mimic::run(arguments, trials(Some((runtime.clone(), Arc::new(parts)))));
     Ok(conclusion)
 }
 
-/// Starts the parts that all stories share.
-async fn start() -> Result<(Parts, (Node, Simulator))> {
+/// Starts the parts that all stories share. Who plays KubeVirt, the environment says: the stories are the same.
+async fn start() -> Result<(Parts, Players)> {
     let progress = Progress::quiet();
     let testbed = Testbed::start(&Options::default(), &progress).await?;
+    let simulator =
+        SimulatorConfig { detail: Detail::Essential, back_off: Duration::from_secs(1), ..SimulatorConfig::default() };
+    let (cluster, scratch, part) = (&testbed.control_plane, testbed.scratch(), progress.part("kubevirt"));
+    let players = Players::start(KubeVirt::wanted()?, cluster, scratch, (simulator, NodeConfig::default()), &part);
+    let players = players.await?;
     progress.end();
     let client = testbed.control_plane.client().await?;
-    let config =
-        SimulatorConfig { detail: Detail::Essential, back_off: Duration::from_secs(1), ..SimulatorConfig::default() };
-    let simulator = Simulator::start(client.clone(), config).await.context("start the KubeVirt simulator")?;
-    let node = Node::start(client.clone(), NodeConfig::default()).await.context("start the played node")?;
-    Ok((Parts { testbed, client }, (node, simulator)))
+    Ok((Parts { testbed, client }, players))
 }
 
 /// Each story as a test of its own. Without parts they can only be listed.

@@ -15,7 +15,7 @@ pub(super) const STORIES: &[Story] = &[
     ("faults of arguments are told with SQLSTATE and hint", |p| Box::pin(faults(p))),
     ("a desktop of somebody else looks like one that is not there", |p| Box::pin(foreign(p))),
     ("request_shutdown_all ends what is yours, once", |p| Box::pin(shutdown_all(p))),
-    ("two who end the same desktops at once wait in a line", |p| Box::pin(shutdown_all_twice(p))),
+    ("of those who end the same desktops at once, one ends each", |p| Box::pin(shutdown_all_twice(p))),
     ("desktop_service_state tells why nothing starts", |p| Box::pin(service_state(p))),
     ("functions of our names that are not ours are refused", |p| Box::pin(foreign_functions(p))),
 ];

@@ -168,12 +168,26 @@ async fn upserts(postgres: &Postgres) -> Result<()> {
 
 async fn at_once(postgres: &Postgres) -> Result<()> {
     let fixture = Fixture::new(postgres).await?;
+    limit(&fixture, 2).await?;
+    // A user who had a turn before waits for the one whose turn it is, and counts anew.
+    fixture.insert().await?;
+    let mut first = fixture.database.connect_as("postgres").await?;
+    let open = first.transaction().await?;
+    open.execute(INSERT, &[&fixture.user]).await?;
+    let commit = async {
+        fixture.until_somebody_waits_for_a_lock().await?;
+        anyhow::Ok(open.commit().await?)
+    };
+    let insert = async |client: &Client| client.execute(INSERT, &[&fixture.user]).await;
+    let (second, committed) = tokio::join!(insert(&fixture.app), commit);
+    committed?;
+    ensure!(refusal(second).0 == "CD005");
+
     limit(&fixture, 5).await?;
     let clients = try_join_all((0..12).map(|_| fixture.database.connect_as("postgres"))).await?;
-    let insert = async |client: &Client| client.execute(INSERT, &[&fixture.user]).await;
     let answers = futures::future::join_all(clients.iter().map(insert)).await;
     let refused = answers.into_iter().filter(|answer| answer.is_err()).map(refusal).collect::<Vec<_>>();
-    ensure!(refused.len() == 7 && refused.iter().all(|(code, _)| code == "CD005"), "{refused:?}");
+    ensure!(refused.len() == 9 && refused.iter().all(|(code, _)| code == "CD005"), "{refused:?}");
     ensure!(live(&fixture, fixture.user).await? == 5);
     Ok(())
 }

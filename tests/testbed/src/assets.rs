@@ -18,9 +18,16 @@ use crate::progress::Part;
 
 pub mod envtest;
 mod go;
+pub mod kubevirt;
 
 /// What is built, and what is preferred of the archives.
 pub const VERSION: &str = "v1.36.3";
+
+/// Names etcd, kube-apiserver and kubectl, and their versions.
+const MODULE: go::Module<'_> = go::Module(&[
+    ("go.mod", include_str!("../control-plane/go.mod")),
+    ("go.sum", include_str!("../control-plane/go.sum")),
+]);
 
 /// The two servers' binaries.
 #[derive(Clone, Debug)]
@@ -54,7 +61,7 @@ impl Assets {
         part.step("looking for the release archive of etcd and kube-apiserver");
         if let Err(no_archive) = envtest::fetch(&index, VERSION, &made, part).await {
             part.step(format!("no archive ({}); building instead", no_archive.root_cause()));
-            if let Err(no_build) = go::build(&["etcd", "kube-apiserver"], &made, part).await {
+            if let Err(no_build) = go::build(&MODULE, &[&etcd(), &kubernetes("kube-apiserver")], &made, part).await {
                 bail!(
                     "etcd and kube-apiserver {VERSION} are needed, and every way to them failed:\n\
                      - KUBEBUILDER_ASSETS, a directory that holds both, is not set;\n\
@@ -97,11 +104,25 @@ pub async fn kubectl(part: &Part) -> Result<PathBuf> {
     let _lock = cache::lock(&cache, &entry(), part).await?;
     if !kubectl.is_file() {
         let workshop = cache::workshop(&cache)?;
-        go::build(&["kubectl"], workshop.path(), part).await?;
+        go::build(&MODULE, &[&kubernetes("kubectl")], workshop.path(), part).await?;
         std::fs::create_dir_all(&target)?;
         std::fs::rename(workshop.path().join("kubectl"), &kubectl)?;
     }
     Ok(kubectl)
+}
+
+fn etcd() -> go::Target {
+    let takes = "some 15 s after the download of 0.8 GB";
+    go::Target { name: "etcd", package: "go.etcd.io/etcd/server/v3".to_owned(), link: String::new(), takes }
+}
+
+fn kubernetes(name: &'static str) -> go::Target {
+    // Without its version an API server calls itself v0.0.0, and its compatibility rules go wrong.
+    let mut numbers = VERSION.trim_start_matches('v').split('.');
+    let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    let base = "k8s.io/component-base/version";
+    let link = format!("-X {base}.gitVersion={VERSION} -X {base}.gitMajor={major} -X {base}.gitMinor={minor}");
+    go::Target { name, package: format!("k8s.io/kubernetes/cmd/{name}"), link, takes: "some minutes" }
 }
 
 fn entry() -> String {

@@ -25,6 +25,7 @@ mod certificates;
 mod crds;
 
 pub use certificates::{Authority, Identity};
+pub use crds::install;
 
 /// How long servers may take to be ready: generous, for a machine that compiles beside them.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -41,8 +42,8 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Finds, fetches or builds the binaries, starts both servers and waits until the API is ready and the CRDs are
-    /// established.
+    /// Finds, fetches or builds the binaries, starts both servers and waits until the API is ready and the operator's
+    /// CRD is established. KubeVirt's kinds come with whoever plays it.
     pub async fn start(scratch: &Scratch, part: &Part) -> Result<Self> {
         let assets = Assets::find(part).await?;
         let identities = certificates::Identities::generate().context("make certificates")?;
@@ -54,8 +55,8 @@ impl ControlPlane {
         let control_plane = Self { api_server, etcd, port, kubeconfig, identities };
         part.step("waiting for the API to be ready");
         control_plane.ready().await?;
-        part.step("applying the CRDs");
-        crds::apply(&control_plane.client().await?).await?;
+        part.step("applying the operator's CRD");
+        install(&control_plane.client().await?, &[cyberdesk_operator::crd::definition()]).await?;
         part.done(&format!("kube-apiserver on port {port}"));
         Ok(control_plane)
     }
@@ -84,9 +85,14 @@ impl ControlPlane {
         &self.kubeconfig
     }
 
+    /// The text of a kubeconfig for a user of this name, who is in no group that gives rights.
+    pub fn kubeconfig_of(&self, user: &str) -> Result<String> {
+        self.identities.kubeconfig_of(user, self.port)
+    }
+
     /// The administrator's configuration, with kube's own retries off.
     pub async fn config(&self) -> Result<kube::Config> {
-        let kubeconfig = Kubeconfig::from_yaml(&self.identities.kubeconfig(self.port))?;
+        let kubeconfig = Kubeconfig::from_yaml(&self.identities.kubeconfig(&self.identities.administrator, self.port))?;
         let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         config.default_retry = false;
         Ok(config)

@@ -12,10 +12,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use clap::{Args, ValueEnum};
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
 use cyberdesk_testbed::node::Speed;
 use cyberdesk_testbed::operator::Operator;
+use cyberdesk_testbed::players::KubeVirt;
 use cyberdesk_testbed::{Progress, World, world};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -64,12 +65,6 @@ pub(crate) struct Demo {
     kubevirt: KubeVirt,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum KubeVirt {
-    /// The simulator of this repository.
-    Simulated,
-}
-
 /// What came of the story.
 struct Told {
     world: World,
@@ -97,13 +92,9 @@ impl Demo {
     }
 
     async fn show(&self) -> Result<Told> {
+        ensure!(self.kubevirt != KubeVirt::None, "the demo needs somebody who plays KubeVirt: simulated or real");
         let progress = Progress::shown();
-        let options = world::Options {
-            kubevirt: match self.kubevirt {
-                KubeVirt::Simulated => world::KubeVirt::Simulated(GUESTS),
-            },
-            operator: true,
-        };
+        let options = world::Options { kubevirt: self.kubevirt, speed: GUESTS, operator: true };
         let world = World::start(&options, &progress).await;
         progress.end();
         let world = world?;

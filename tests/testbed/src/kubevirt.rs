@@ -4,9 +4,12 @@
 //! VirtualMachine and VirtualMachineInstance are kept as [`DynamicObject`]s: their manifests come from templates that
 //! people write, and must pass through untouched.
 
+use std::time::Duration;
+
+use anyhow::{Result, bail};
 use http::{HeaderValue, Request};
 use jiff::Timestamp;
-use kube::api::{Api, DynamicObject};
+use kube::api::{Api, DynamicObject, PostParams};
 use kube::client::Body;
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Client, Resource};
@@ -155,4 +158,41 @@ pub fn seconds(time: Timestamp) -> String {
 /// Whether the API server refused a write because the object has moved on or is gone: look again, nothing is wrong.
 pub fn is_race(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
+}
+
+/// How long an API server may take to heed new webhooks.
+const HEEDED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Waits until dry runs show that both sets of webhooks are asked: the one writes defaults, the other refuses.
+pub(crate) async fn admission_is_heeded(client: &Client) -> Result<()> {
+    let api = vms(client, "default");
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    let probe = |strategy: &str| -> Result<DynamicObject> {
+        Ok(serde_json::from_value(json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine",
+            "metadata": { "name": "is-the-webhook-there" },
+            "spec": { "runStrategy": strategy, "template": { "spec": { "domain": { "devices": {} } } } },
+        }))?)
+    };
+    let (good, bad) = (probe("Halted")?, probe("Nonsense")?);
+    let mut last = String::new();
+    let asked = async {
+        loop {
+            let defaulted = match api.create(&dry_run, &good).await {
+                Ok(vm) => vm.data["spec"]["template"]["spec"]["domain"]["firmware"]["uuid"].is_string(),
+                Err(error) => {
+                    last = error.to_string();
+                    false
+                }
+            };
+            if defaulted && api.create(&dry_run, &bad).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    if tokio::time::timeout(HEEDED_WITHIN, asked).await.is_err() {
+        bail!("the API server does not ask KubeVirt's webhooks: {last}");
+    }
+    Ok(())
 }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   Testbed::start ─┬─ Postgres ────── template (Supabase's parts) ── template (migrated) ── a Database per test
-//!                   └─ ControlPlane ── etcd, kube-apiserver, CRDs ── kubeconfig, clients
+//!                   └─ ControlPlane ── etcd, kube-apiserver, CRD ── kubeconfig, clients
 //!        each server under its own supervisor; all of their data in one Scratch directory
 //! ```
 //!
@@ -25,8 +25,10 @@ pub mod mirror;
 pub mod node;
 pub mod operator;
 pub mod pgbouncer;
+pub mod players;
 pub mod postgres;
 pub mod progress;
+pub mod real;
 pub mod running;
 pub mod scratch;
 pub mod simulator;

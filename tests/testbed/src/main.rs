@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use cyberdesk_testbed::node::Speed;
 use cyberdesk_testbed::operator::{NAMESPACE, become_operator_if_asked};
+use cyberdesk_testbed::players::KubeVirt;
 use cyberdesk_testbed::running::Running;
 use cyberdesk_testbed::{Progress, World, assets, supervise, world};
 
@@ -53,14 +54,6 @@ struct Up {
     kubevirt: KubeVirt,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum KubeVirt {
-    /// The simulator of this repository.
-    Simulated,
-    /// Nobody: virtual machines are objects that nothing happens to.
-    None,
-}
-
 fn main() -> ExitCode {
     supervise::become_supervisor_if_asked();
     become_operator_if_asked();
@@ -87,13 +80,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
 /// Starts everything, says where it is, and waits to be told to end.
 async fn up(options: &Up) -> Result<ExitCode> {
     let mut interrupt = Interrupt::listen()?;
-    let options = world::Options {
-        kubevirt: match options.kubevirt {
-            KubeVirt::Simulated => world::KubeVirt::Simulated(Speed::RECORDED),
-            KubeVirt::None => world::KubeVirt::None,
-        },
-        operator: !options.no_operator,
-    };
+    let options = world::Options { kubevirt: options.kubevirt, speed: Speed::RECORDED, operator: !options.no_operator };
     let progress = Progress::shown();
     let started = tokio::select! {
         started = World::start(&options, &progress) => Some(started),

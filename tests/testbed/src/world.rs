@@ -11,28 +11,22 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
 use crate::control_plane::ControlPlane;
-use crate::node::{Node, NodeConfig, Speed};
+use crate::node::{NodeConfig, Speed};
 use crate::operator::{NAMESPACE, Operator};
+use crate::players::{KubeVirt, Players};
 use crate::postgres::{ADMINISTRATOR, Database};
-use crate::progress::{Part, Progress};
+use crate::progress::Progress;
 use crate::running::Running;
-use crate::simulator::{Simulator, SimulatorConfig};
+use crate::simulator::SimulatorConfig;
 use crate::{Testbed, postgres};
-
-/// Who makes virtual machines run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KubeVirt {
-    /// The simulator of this repository, on guests this fast.
-    Simulated(Speed),
-    /// Nobody: virtual machines are objects that nothing happens to.
-    None,
-}
 
 /// What a world is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Who makes virtual machines run.
+    /// Who plays KubeVirt.
     pub kubevirt: KubeVirt,
+    /// How fast guests are.
+    pub speed: Speed,
     /// Whether the database is migrated and the operator runs; else both are left to the user.
     pub operator: bool,
 }
@@ -41,7 +35,7 @@ pub struct Options {
 pub struct World {
     /// The operator, unless it was left out.
     pub operator: Option<Operator>,
-    _kubevirt: Option<(Simulator, Node)>,
+    _kubevirt: Players,
     /// The app's database.
     pub database: Database,
     /// The servers.
@@ -65,14 +59,10 @@ impl World {
             },
             async {
                 make_namespace(&testbed.control_plane).await?;
-                match options.kubevirt {
-                    KubeVirt::None => Ok(None),
-                    KubeVirt::Simulated(speed) => {
-                        let part = progress.part("kubevirt");
-                        let started = simulate(&testbed.control_plane, speed, &part);
-                        started.await.context("start the KubeVirt simulator").map(Some)
-                    }
-                }
+                let part = progress.part("kubevirt");
+                let node = NodeConfig { speed: options.speed, ..NodeConfig::default() };
+                let (cluster, scratch) = (&testbed.control_plane, testbed.scratch());
+                Players::start(options.kubevirt, cluster, scratch, (SimulatorConfig::default(), node), &part).await
             },
         )?;
         let operator = if options.operator {
@@ -107,14 +97,4 @@ async fn make_namespace(control_plane: &ControlPlane) -> Result<()> {
         .await
         .with_context(|| format!("make the namespace {NAMESPACE}"))?;
     Ok(())
-}
-
-async fn simulate(control_plane: &ControlPlane, speed: Speed, part: &Part) -> Result<(Simulator, Node)> {
-    part.step("starting the simulator and the played node");
-    let client = control_plane.client().await?;
-    let node = NodeConfig { speed, ..NodeConfig::default() };
-    let started =
-        tokio::try_join!(Simulator::start(client.clone(), SimulatorConfig::default()), Node::start(client, node),)?;
-    part.done("the simulator, on a played node");
-    Ok(started)
 }

@@ -1,40 +1,54 @@
-//! Binaries of the control plane, built from Go modules.
+//! Binaries built from Go modules.
 //!
-//! The module that names them is `tests/testbed/control-plane`; its two files are part of this program, so that a
-//! build needs no checkout. The versions are those of its `go.mod`.
+//! A module that names what is built, and in which versions, is part of this program, so that a build needs no
+//! checkout: it is written down where nobody sees it, built and removed.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::VERSION;
 use crate::cache;
 use crate::progress::Part;
 use crate::supervise::{Program, Spec, Supervised};
 
-const GO_MOD: &str = include_str!("../../control-plane/go.mod");
-const GO_SUM: &str = include_str!("../../control-plane/go.sum");
+/// A module's files, by their paths in it.
+pub(super) struct Module<'a>(pub(super) &'a [(&'a str, &'a str)]);
 
-/// Builds some of `etcd`, `kube-apiserver` and `kubectl` into `into`.
-pub(super) async fn build(binaries: &[&str], into: &Path, part: &Part) -> Result<()> {
+/// One binary of a module.
+pub(super) struct Target {
+    /// The binary's name.
+    pub(super) name: &'static str,
+    /// Its package.
+    pub(super) package: String,
+    /// What is linked in besides, `-X ...`.
+    pub(super) link: String,
+    /// How long it takes, in words for who waits.
+    pub(super) takes: &'static str,
+}
+
+/// Builds these into `into`, one after the other: each uses both processors and more.
+pub(super) async fn build(module: &Module<'_>, targets: &[&Target], into: &Path, part: &Part) -> Result<()> {
+    let go = which("go").context("there is no go on the PATH")?;
     let cache = cache::directory()?;
-    for binary in binaries {
+    for target in targets {
+        let name = target.name;
         let workshop = cache::workshop(&cache)?;
-        let module = workshop.path();
-        std::fs::write(module.join("go.mod"), GO_MOD)?;
-        std::fs::write(module.join("go.sum"), GO_SUM)?;
-        part.slow(match *binary {
-            "etcd" => "building etcd from Go modules, once: some 15 s after the download of 0.8 GB".to_owned(),
-            name => format!("building {name} from Go modules, once: some minutes"),
-        });
-        let mut spec = Spec::new("go build", command(binary, into)?, module, module.join(format!("{binary}.log")));
+        let directory = workshop.path();
+        for (path, text) in module.0 {
+            let path = directory.join(path);
+            path.parent().map(std::fs::create_dir_all).transpose()?;
+            std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        }
+        part.slow(format!("building {name} from Go modules, once: {}", target.takes));
+        let server = command(&go, target, into)?;
+        let mut spec = Spec::new("go build", server, directory, directory.join(format!("{name}.log")));
         spec.env.insert("CGO_ENABLED".to_owned(), "0".to_owned());
-        spec.remove.push(module.to_owned());
+        spec.remove.push(directory.to_owned());
         spec.grace = Duration::from_secs(1);
         let build = Supervised::spawn(&spec)?;
         tokio::select! {
-            ended = build.ended() => ended.with_context(|| format!("build {binary}"))?,
+            ended = build.ended() => ended.with_context(|| format!("build {name}"))?,
             never = report(&build, part) => match never {},
         }
     }
@@ -55,21 +69,12 @@ async fn report(build: &Supervised, part: &Part) -> std::convert::Infallible {
     }
 }
 
-fn command(binary: &str, into: &Path) -> Result<Program> {
-    let package = match binary {
-        "etcd" => "go.etcd.io/etcd/server/v3".to_owned(),
-        name => format!("k8s.io/kubernetes/cmd/{name}"),
-    };
-    let output = into.join(binary).into_os_string().into_string();
+fn command(go: &Path, target: &Target, into: &Path) -> Result<Program> {
+    let output = into.join(target.name).into_os_string().into_string();
     let Ok(output) = output else { bail!("the cache directory's name is not valid UTF-8") };
-    // Without its version an API server calls itself v0.0.0, and its compatibility rules go wrong.
-    let version = VERSION.trim_start_matches('v');
-    let mut numbers = version.split('.');
-    let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
-    let base = "k8s.io/component-base/version";
-    let flags = format!("-s -w -X {base}.gitVersion={VERSION} -X {base}.gitMajor={major} -X {base}.gitMinor={minor}");
-    let go = which("go").context("there is no go on the PATH")?;
-    Ok(Program::new(go, ["build", "-v", "-buildvcs=false", "-trimpath", "-ldflags", &flags, "-o", &output, &package]))
+    let flags = format!("-s -w {}", target.link);
+    let args = ["build", "-v", "-buildvcs=false", "-trimpath", "-ldflags", &flags, "-o", &output, &target.package];
+    Ok(Program::new(go, args))
 }
 
 fn which(name: &str) -> Option<std::path::PathBuf> {

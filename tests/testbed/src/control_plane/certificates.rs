@@ -86,7 +86,7 @@ impl Authority {
 pub(super) struct Identities {
     authority: Authority,
     server: Identity,
-    administrator: Identity,
+    pub(super) administrator: Identity,
     front_proxy_authority: Authority,
     front_proxy: Identity,
     tokens: KeyPair,
@@ -109,7 +109,7 @@ impl Identities {
 
     /// Writes what the API server reads, and the administrator's kubeconfig.
     pub(super) fn write(&self, directory: &Path, port: u16) -> Result<()> {
-        let kubeconfig = self.kubeconfig(port);
+        let kubeconfig = self.kubeconfig(&self.administrator, port);
         let (token_key, token_public_key) = (self.tokens.serialize_pem(), self.tokens.public_key_pem());
         for (name, text) in [
             ("ca.crt", self.authority.certificate()),
@@ -129,21 +129,26 @@ impl Identities {
         Ok(())
     }
 
-    /// The administrator's kubeconfig, with everything inside, as JSON, which YAML includes.
-    pub(super) fn kubeconfig(&self, port: u16) -> String {
+    /// A kubeconfig for a user whom the authority vouches for.
+    pub(super) fn kubeconfig_of(&self, user: &str, port: u16) -> Result<String> {
+        Ok(self.kubeconfig(&self.authority.client(user, None)?, port))
+    }
+
+    /// Someone's kubeconfig, with everything inside, as JSON, which YAML includes.
+    pub(super) fn kubeconfig(&self, user: &Identity, port: u16) -> String {
         let data = |pem: &str| k8s_openapi::ByteString(pem.as_bytes().to_vec());
         serde_json::json!({
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "testbed",
-            "contexts": [{"name": "testbed", "context": {"cluster": "testbed", "user": "admin"}}],
+            "contexts": [{"name": "testbed", "context": {"cluster": "testbed", "user": "user"}}],
             "clusters": [{"name": "testbed", "cluster": {
                 "server": format!("https://{}:{port}", Ipv4Addr::LOCALHOST),
                 "certificate-authority-data": data(self.authority.certificate()),
             }}],
-            "users": [{"name": "admin", "user": {
-                "client-certificate-data": data(&self.administrator.certificate),
-                "client-key-data": data(&self.administrator.key),
+            "users": [{"name": "user", "user": {
+                "client-certificate-data": data(&user.certificate),
+                "client-key-data": data(&user.key),
             }}],
         })
         .to_string()

@@ -1,4 +1,4 @@
-//! The custom resources of this testbed: KubeVirt's two that matter, and the operator's.
+//! Custom resources: applied, and waited for until the API serves them.
 
 use std::time::{Duration, Instant};
 
@@ -8,17 +8,12 @@ use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams}
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, ResourceExt as _};
 
-use crate::simulator::schema;
-
 /// How long a CRD may take to be served.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Applies all of them and waits until the API serves them.
-pub(super) async fn apply(client: &Client) -> Result<()> {
-    let mut crds = schema::definitions()?;
-    crds.push(cyberdesk_operator::crd::definition());
-    let each = crds.iter().map(|crd| establish(client, crd));
-    futures::future::try_join_all(each).await.map(drop)
+/// Applies all of these, side by side, and waits until the API serves them.
+pub async fn install(client: &Client, crds: &[CustomResourceDefinition]) -> Result<()> {
+    futures::future::try_join_all(crds.iter().map(|crd| establish(client, crd))).await.map(drop)
 }
 
 async fn establish(client: &Client, crd: &CustomResourceDefinition) -> Result<()> {

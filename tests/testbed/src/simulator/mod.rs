@@ -23,13 +23,11 @@
 
 use anyhow::{Context, Result};
 use kube::Client;
-use kube::api::{Api, Patch, PatchParams};
-use kube::runtime::wait::{await_condition, conditions};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
+use crate::control_plane::install;
 use crate::kubevirt::as_kubevirt;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 
 mod admission;
 mod controller;
@@ -76,25 +74,11 @@ pub struct Simulator {
 impl Simulator {
     /// Installs the kinds and the webhooks, and begins to play once both answer. The client must be an admin's.
     pub async fn start(client: Client, config: SimulatorConfig) -> Result<Self> {
-        install_kinds(&client).await.context("installing KubeVirt's kinds")?;
+        install(&client, &schema::definitions()?).await.context("installing KubeVirt's kinds")?;
         let mut tasks = JoinSet::new();
         admission::start(&client, &mut tasks).await.context("starting the webhooks")?;
         let mut loops = controller::start(as_kubevirt(&client), &config);
         tasks.spawn(async move { while loops.join_next().await.is_some() {} });
         Ok(Self { _tasks: tasks })
     }
-}
-
-async fn install_kinds(client: &Client) -> Result<()> {
-    let api = Api::<CustomResourceDefinition>::all(client.clone());
-    let apply = PatchParams::apply("testbed").force();
-    for definition in schema::definitions()? {
-        let name = definition.metadata.name.clone().context("definitions have names")?;
-        api.patch(&name, &apply, &Patch::Apply(&definition)).await?;
-        let established = await_condition(api.clone(), &name, conditions::is_crd_established());
-        tokio::time::timeout(Duration::from_secs(30), established)
-            .await
-            .with_context(|| format!("{name} is not served"))??;
-    }
-    Ok(())
 }

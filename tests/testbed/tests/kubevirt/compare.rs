@@ -26,8 +26,24 @@ use crate::event::{Event, Kind};
 /// The reasons why a guest that is over is not ready, in the order in which they can be seen.
 const GONE: [&str; 3] = ["F(GuestNotRunning)", "F(PodTerminating)", "F(PodNotExists)"];
 
+/// Compares two runs of one life, each with a word for where it comes from.
+pub(crate) fn alike(one: (&str, &[Event]), other: (&str, &[Event])) -> Result<(), String> {
+    let mut complaints = Vec::new();
+    for kind in [Kind::Vm, Kind::Vmi] {
+        let of_kind = |events: &[Event]| events.iter().filter(|event| event.kind == kind).cloned().collect::<Vec<_>>();
+        let (first, second) = (of_kind(one.1), of_kind(other.1));
+        for (whose, events) in [(one.0, &first), (other.0, &second)] {
+            complaints.extend(broken_order(events).map(|broken| format!("{whose}: {broken}")));
+        }
+        if let Err(diff) = differences(&normalise(&first), &normalise(&second)) {
+            complaints.push(format!("{} (-) and {} (+) differ:\n{diff}", one.0, other.0));
+        }
+    }
+    if complaints.is_empty() { Ok(()) } else { Err(complaints.join("\n\n")) }
+}
+
 /// Makes one object's events comparable.
-pub(crate) fn normalise(events: &[Event]) -> Vec<Event> {
+fn normalise(events: &[Event]) -> Vec<Event> {
     let mut alike: Vec<Event> = events.iter().map(without_races).collect();
     if let Some(deleted) = alike.iter().position(|event| event.kind == Kind::Vm && event.deleting) {
         let start = alike[..=deleted].iter_mut().rev();
@@ -106,7 +122,7 @@ fn only_readiness_differs(one: &Event, other: &Event) -> bool {
 
 /// The lines of a diff: `  ` in both, `- ` only recorded, `+ ` only seen, each difference marked with `!`, each let-pass
 /// with its reason. `Err` if there is a difference.
-pub(crate) fn differences(recorded: &[Event], seen: &[Event]) -> Result<(), String> {
+fn differences(recorded: &[Event], seen: &[Event]) -> Result<(), String> {
     let (rows, columns) = (recorded.len(), seen.len());
     let cost = |events: &[Event], at: usize| {
         if passing(events, at).is_some() { 1 } else { 1000 }
@@ -151,7 +167,7 @@ pub(crate) fn differences(recorded: &[Event], seen: &[Event]) -> Result<(), Stri
 }
 
 /// What the end of a VMI must keep, whoever is quicker.
-pub(crate) fn broken_order(events: &[Event]) -> Option<String> {
+fn broken_order(events: &[Event]) -> Option<String> {
     let rank = |event: &Event| match event.condition("Ready") {
         Some("T") => 0,
         Some(reason) => 1 + GONE.iter().position(|known| *known == reason).unwrap_or(0),

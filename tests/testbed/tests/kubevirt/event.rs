@@ -67,35 +67,6 @@ impl Event {
         })
     }
 
-    /// Reads a line of `recorded.txt`.
-    pub(crate) fn parse(line: &str) -> Self {
-        let mut words = line.split_whitespace();
-        let kind = if words.next() == Some("vm") { Kind::Vm } else { Kind::Vmi };
-        let sign = words.next().and_then(|word| word.chars().next()).expect("a line has an event");
-        let mut event = Self {
-            kind,
-            sign,
-            deleting: false,
-            finalizers: Vec::new(),
-            state: String::new(),
-            marks: Vec::new(),
-            conditions: Vec::new(),
-        };
-        for word in words {
-            match word.split_once('=') {
-                Some(("rs" | "asked" | "failures", _)) => event.marks.push(word.to_owned()),
-                Some((name, value)) => event.conditions.push((name.to_owned(), value.to_owned())),
-                None if word == "deleting" => event.deleting = true,
-                None if ["created", "ready"].contains(&word) => event.marks.push(word.to_owned()),
-                None if word.split(',').all(|part| ["VMC", "FG", "orphan"].contains(&part)) => {
-                    event.finalizers = word.split(',').map(str::to_owned).collect();
-                }
-                None => event.state = word.to_owned(),
-            }
-        }
-        event
-    }
-
     pub(crate) fn condition(&self, kind: &str) -> Option<&str> {
         self.conditions.iter().find(|(name, _)| name == kind).map(|(_, value)| value.as_str())
     }

@@ -1,53 +1,34 @@
 //! Guests follow their scripts.
 
-use anyhow::{Context, Result};
-use futures::FutureExt;
-use futures::future::LocalBoxFuture;
+use anyhow::Context;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::Client;
 use kube::api::{Api, ListParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::event::{Event, Kind};
-use crate::stage::Stage;
-
-type Play = fn(Client) -> LocalBoxFuture<'static, Result<()>>;
-
-macro_rules! guest {
-    ($name:literal, $namespace:literal, |$stage:ident| $body:block) => {{
-        let play: Play = |client| {
-            async move {
-                let $stage = Stage::new(client, $namespace).await?;
-                let told: Result<()> = async { $body }.await;
-                told?;
-                $stage.delete_vm().await?;
-                $stage.gone().await
-            }
-            .boxed_local()
-        };
-        ($name, play)
-    }};
-}
+use crate::lives::{Life, life};
 
 /// Each script by what the guest does.
-pub(crate) fn tests() -> Vec<(&'static str, Play)> {
+pub(crate) fn lives() -> Vec<Life> {
     vec![
-        guest!("agent connects and goes silent", "agent", |stage| {
+        life!("agent connects and goes silent", |stage| {
             stage.create("Once", annotated("agent", "50ms")).await?;
             stage.until(Kind::Vm, "the agent's hello", |vm| vm.condition("AgentConnected") == Some("T()")).await?;
             stage.tell("agent-disconnect").await?;
-            stage.until(Kind::Vm, "no agent", |vm| vm.condition("AgentConnected").is_none()).await
+            stage.until(Kind::Vm, "no agent", |vm| vm.condition("AgentConnected").is_none()).await?;
+            stage.delete_vm().await
         }),
-        guest!("is paused and goes on", "pause", |stage| {
+        life!("pause and go on", |stage| {
             stage.create("Once", |_| ()).await?;
             stage.ready().await?;
             stage.tell("pause").await?;
             stage.until(Kind::Vm, "Paused", |vm| vm.state == "Paused").await?;
             stage.until(Kind::Vmi, "a paused VMI that runs", |vmi| vmi.state == "Running").await?;
             stage.tell("unpause").await?;
-            stage.until(Kind::Vm, "Running", |vm| vm.state == "Running" && vm.marked("ready")).await
+            stage.until(Kind::Vm, "Running", |vm| vm.state == "Running" && vm.marked("ready")).await?;
+            stage.delete_vm().await
         }),
-        guest!("moves to another node", "migrate", |stage| {
+        life!("migrate to another node", |stage| {
             stage.create("Once", |_| ()).await?;
             stage.ready().await?;
             let before = stage.vmi().await?;
@@ -57,9 +38,10 @@ pub(crate) fn tests() -> Vec<(&'static str, Play)> {
             anyhow::ensure!(before.metadata.uid == after.metadata.uid, "it is another VMI");
             let address = |vmi: &kube::api::DynamicObject| vmi.data["status"]["interfaces"][0]["ipAddress"].clone();
             anyhow::ensure!(address(&before) != address(&after), "the address is the same");
-            stage.ready().await
+            stage.ready().await?;
+            stage.delete_vm().await
         }),
-        guest!("waits for its Secret", "secret", |stage| {
+        life!("secret is waited for", |stage| {
             let with_secret = |vm: &mut Value| {
                 let volume = json!({ "name": "data", "cloudInitNoCloud": { "secretRef": { "name": "user-data" } } });
                 let volumes = &mut vm["spec"]["template"]["spec"]["volumes"];
@@ -79,9 +61,10 @@ pub(crate) fn tests() -> Vec<(&'static str, Play)> {
             let secret = json!({ "metadata": { "name": "user-data" } });
             let secrets = Api::<Secret>::namespaced(stage.client(), "secret");
             secrets.create(&PostParams::default(), &serde_json::from_value(secret)?).await?;
-            stage.ready().await
+            stage.ready().await?;
+            stage.delete_vm().await
         }),
-        guest!("is refused by a quota", "quota", |stage| {
+        life!("quota refuses the pod", |stage| {
             stage.create("Once", annotated("never-schedules", "quota")).await?;
             let refused =
                 |vmi: &Event| vmi.state == "Pending" && vmi.condition("Synchronized") == Some("F(FailedCreate)");
@@ -90,13 +73,14 @@ pub(crate) fn tests() -> Vec<(&'static str, Play)> {
             let vmi = stage.vmi().await?;
             let message = vmi.data["status"]["conditions"].to_string();
             anyhow::ensure!(message.contains("exceeded quota"), "{message}");
-            Ok(())
+            stage.delete_vm().await
         }),
-        guest!("never starts for a Secret that never comes", "no-secret", |stage| {
+        life!("no-secret ever comes", |stage| {
             stage.create("Once", annotated("never-schedules", "missing-secret")).await?;
-            stage.until(Kind::Vmi, "Scheduling", |vmi| vmi.state == "Scheduling").await
+            stage.until(Kind::Vmi, "Scheduling", |vmi| vmi.state == "Scheduling").await?;
+            stage.delete_vm().await
         }),
-        guest!("ends at once without grace", "no-grace", |stage| {
+        life!("no-grace ends at once", |stage| {
             stage
                 .create("Once", |vm| vm["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(0))
                 .await?;
@@ -105,7 +89,7 @@ pub(crate) fn tests() -> Vec<(&'static str, Play)> {
             stage.until(Kind::Vmi, "a VMI that starts again", |vmi| vmi.state == "Scheduling").await?;
             let ends = stage.events(Kind::Vmi).into_iter().find(|vmi| vmi.is_final()).context("no end seen")?;
             anyhow::ensure!(ends.state == "Succeeded", "{ends}");
-            Ok(())
+            stage.delete_vm().await
         }),
     ]
 }

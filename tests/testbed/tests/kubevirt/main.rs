@@ -19,6 +19,7 @@ mod compare;
 mod event;
 mod fleet;
 mod guests;
+mod lives;
 mod stage;
 mod traces;
 
@@ -30,19 +31,18 @@ fn main() -> Result<()> {
     let world = Arc::new(World::new()?);
 
     let held = world.clone();
-    let mut trials: Vec<Trial> = traces::scenarios()
+    let mut trials: Vec<Trial> = lives::recorded()
         .into_iter()
-        .map(|(name, play)| {
+        .map(|life| {
             let world = held.clone();
-            let hold = move || traces::hold(&world.runtime, world.client()?, name, play);
-            Trial::test(format!("trace {name}"), hold)
+            Trial::test(format!("trace {}", life.name), move || traces::hold(&world.runtime, world.client()?, &life))
         })
         .collect();
-    trials.extend(guests::tests().into_iter().map(|(name, play)| {
+    trials.extend(guests::lives().into_iter().map(|life| {
         let world = world.clone();
-        Trial::test(format!("guest {name}"), move || {
+        Trial::test(format!("guest {}", life.name), move || {
             let client = world.client()?;
-            world.run(play(client))
+            world.run(async { lives::told(client, &life).await.map(drop) })
         })
     }));
     let admitted = world.clone();
