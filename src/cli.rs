@@ -5,11 +5,10 @@
 mod render;
 
 use std::ffi::OsString;
-use std::fs;
 use std::future::poll_fn;
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::{Parser, Subcommand};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,7 +16,8 @@ use tokio_postgres::AsyncMessage;
 use tracing::warn;
 
 use crate::config::Config;
-use crate::database::connect::Target;
+use crate::database::connect::{Target, read_password, share_a_server};
+use crate::doctor::{self, Verdict};
 use crate::{crd, database, operator, telemetry};
 
 /// Keeps a fleet of virtual desktops true to a Postgres table.
@@ -52,6 +52,15 @@ enum Command {
     ///
     /// It needs neither a cluster nor a database.
     Render(render::Render),
+    /// Look for what is wrong, say why it matters and what mends it. Nothing is changed.
+    ///
+    /// Run it with the daemon's own settings; what its role may not look at is said. The exit code is 0 if no check
+    /// failed, warnings or not, and 1 if one did.
+    Doctor {
+        /// For programs: an object with the list of findings.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the CustomResourceDefinition.
     Crd,
 }
@@ -67,10 +76,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()>
     match arguments.command {
         Command::Run => {
             read_dotenv()?;
-            // A variable that is not text is none of ours.
-            let text =
-                |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
-            let (config, warnings) = Config::read(std::env::vars_os().filter_map(text))?;
+            let (config, warnings) = Config::read(variables())?;
             telemetry::start(&config.logging.filter, config.logging.format)?;
             warnings.iter().for_each(|warning| warn!("{warning}"));
             runtime()?.block_on(async { operator::run(config, told_to_stop()?).await })
@@ -81,12 +87,19 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()>
         }
         Command::Migrate { daemon_password_file, export: None } => {
             read_dotenv()?;
-            let password = daemon_password_file
-                .map(|file| {
-                    fs::read_to_string(&file).with_context(|| format!("read the password in {}", file.display()))
-                })
-                .transpose()?;
-            runtime()?.block_on(migrate(password.as_deref().map(str::trim_end)))
+            let password = daemon_password_file.map(|file| read_password(&file)).transpose()?;
+            runtime()?.block_on(migrate(password.as_deref()))
+        }
+        Command::Doctor { json } => {
+            read_dotenv()?;
+            let report = runtime()?.block_on(doctor::examine(variables()));
+            match json {
+                true => println!("{}", serde_json::to_string_pretty(&report)?),
+                false => print!("{report}"),
+            }
+            let failed = report.count(Verdict::Failure);
+            ensure!(failed == 0, "{failed} of the checks failed");
+            Ok(())
         }
         Command::Render(render) => render.run(),
         Command::Crd => {
@@ -94,6 +107,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()>
             Ok(())
         }
     }
+}
+
+/// The environment. A variable that is not text is none of ours.
+fn variables() -> Vec<(String, String)> {
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    std::env::vars_os().filter_map(text).collect()
 }
 
 /// Reads `.env` of the current folder, if there is one.
@@ -111,9 +130,11 @@ async fn migrate(daemon_password: Option<&str>) -> anyhow::Result<()> {
     let url = std::env::var("DATABASE_URL").map_err(|_| {
         anyhow!("DATABASE_URL is not set; for migrate it is the URL of the schema's owner, such as postgres://postgres:PASSWORD@HOST:5432/postgres")
     })?;
-    let target = Target::from_url(&url).context("DATABASE_URL")?;
+    let password_file = std::env::var_os("DATABASE_PASSWORD_FILE").filter(|file| !file.is_empty()).map(PathBuf::from);
+    let target = Target::from_url(&url, password_file).context("DATABASE_URL")?;
     let (mut client, connection) = target.connect().await.context("connect to the database")?;
     let connection = tokio::spawn(show_warnings(connection));
+    refuse_transaction_pooler(&target, &client).await?;
     let report = database::migrate::migrate(&mut client, daemon_password).await?;
     drop(client);
     connection.await??;
@@ -135,6 +156,21 @@ where
             eprintln!("{}: {}", notice.severity().to_lowercase(), notice.message());
         }
     }
+    Ok(())
+}
+
+/// A migration spans statements and transactions: its lock and its settings would be lost between them.
+async fn refuse_transaction_pooler(target: &Target, client: &tokio_postgres::Client) -> anyhow::Result<()> {
+    let (second, connection) = target.connect().await.context("connect to the database")?;
+    let connection = tokio::spawn(connection);
+    let shared = share_a_server(client, &second).await.context("look for a pooler in between")?;
+    drop(second);
+    connection.await??;
+    ensure!(
+        !shared,
+        "DATABASE_URL leads through a transaction pooler, through which nothing can be migrated: use the direct \
+         connection or the session pooler (on Supabase both on port 5432)"
+    );
     Ok(())
 }
 

@@ -47,12 +47,35 @@ const NAMES: [&str; 11] = [
 #[derive(Debug, Default, Deserialize)]
 struct GivenDatabase {
     database_url: Option<String>,
+    database_password_file: Option<PathBuf>,
+    /// The seed's variables: they are told apart from nothing being set.
+    supabase_url: Option<String>,
+    supabase_key: Option<String>,
+}
+
+impl GivenDatabase {
+    fn target(self) -> Result<Target, String> {
+        match self.database_url {
+            Some(url) => Target::from_url(&url, self.database_password_file)
+                .map_err(|error| format!("DATABASE_URL: {}", crate::telemetry::chain(error.as_ref()))),
+            None if self.supabase_url.is_some() || self.supabase_key.is_some() => Err(
+                "DATABASE_URL is not set, only SUPABASE_URL or SUPABASE_KEY, which this program does not use: it speaks \
+                 to the database itself, with the connection string that Supabase's dashboard shows under Connect"
+                    .to_owned(),
+            ),
+            None => Err(
+                "DATABASE_URL is not set; it is the URL of the database, such as \
+                 postgres://cyberdesk_daemon:PASSWORD@HOST:5432/postgres"
+                    .to_owned(),
+            ),
+        }
+    }
 }
 
 /// The checked settings. Nothing past this point reads the environment.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `DATABASE_URL`: how to reach the database.
+    /// `DATABASE_URL` and `DATABASE_PASSWORD_FILE`: how to reach the database.
     pub database: Target,
     /// This process's name in the Lease: by default the host's, which is the pod's in a cluster.
     pub identity: String,
@@ -99,7 +122,21 @@ impl fmt::Display for Faults {
 
 impl std::error::Error for Faults {}
 
+/// An empty variable is one that is not set: that is how people unset them in manifests.
+fn set(variables: impl IntoIterator<Item = (String, String)>) -> Vec<(String, String)> {
+    variables.into_iter().filter(|(_, value)| !value.is_empty()).collect()
+}
+
 impl Config {
+    /// How to reach the database, whatever is wrong with other settings.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with its own.
+    pub fn target(variables: &[(String, String)]) -> Result<Target, String> {
+        envy::from_iter::<_, GivenDatabase>(set(variables.to_vec())).map_err(|error| error.to_string())?.target()
+    }
+
     /// Reads settings from variables by name. Returns them with warnings about variables that start with
     /// `CYBERDESK_` and mean nothing to us.
     ///
@@ -107,19 +144,12 @@ impl Config {
     ///
     /// All faults at once.
     pub fn read(variables: impl IntoIterator<Item = (String, String)>) -> Result<(Self, Vec<String>), Faults> {
-        // An empty variable is one that is not set: that is how people unset them in manifests.
-        let variables: Vec<(String, String)> = variables.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-        let warnings = unknown(&variables);
+        let variables = set(variables);
+        let mut warnings = unknown(&variables);
         let given: Given =
             envy::prefixed(PREFIX).from_iter(variables.clone()).map_err(|error| Faults(vec![error.to_string()]))?;
-        let given_database: GivenDatabase =
-            envy::from_iter(variables).map_err(|error| Faults(vec![error.to_string()]))?;
-
         let mut faults = vec![];
-        let database = match given_database.database_url {
-            None => Err("DATABASE_URL is not set; it is the URL of the database, such as postgres://cyberdesk_daemon:PASSWORD@HOST:5432/postgres".to_owned()),
-            Some(url) => Target::from_url(&url).map_err(|error| format!("DATABASE_URL: {error:#}")),
-        };
+        let database = Self::target(&variables).inspect(|target| warnings.extend_from_slice(target.warnings()));
         let database = database.map_err(|fault| faults.push(fault));
         let identity =
             given.identity.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
@@ -268,6 +298,22 @@ mod tests {
         ] {
             assert!(faults.contains(wanted), "{wanted} is missing in: {faults}");
         }
+    }
+
+    #[test]
+    fn supabases_api_is_not_mistaken_for_its_database() {
+        let faults = read(&[("SUPABASE_URL", "https://x.supabase.co"), ("SUPABASE_KEY", "geheim")]);
+        let faults = faults.expect_err("no database").to_string();
+        assert!(faults.contains("DATABASE_URL is not set") && faults.contains("SUPABASE_KEY"), "{faults}");
+        assert!(!faults.contains("geheim"), "{faults}");
+        let (_, warnings) = read(&[URL, ("SUPABASE_KEY", "geheim")]).expect("enough");
+        assert_eq!(warnings, [""; 0]);
+    }
+
+    #[test]
+    fn a_transaction_pooler_is_warned_of_at_start() {
+        let (_, warnings) = read(&[("DATABASE_URL", "postgres://u:p@h:6543/postgres")]).expect("a warning only");
+        assert!(warnings.concat().contains("transaction pooler"), "{warnings:?}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The database's side: connections, the rows as they were last read, and what is told back.
 
+mod advice;
 pub mod connect;
 pub mod export;
 pub(crate) mod housekeeping;
@@ -8,4 +9,6 @@ pub mod migrate;
 pub mod outbox;
 pub(crate) mod rows;
 pub mod store;
+mod tls;
+mod url;
 pub mod writeback;

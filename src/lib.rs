@@ -28,6 +28,7 @@
 //! | [`database`] | Postgres: connections, LISTEN, rows as last read, the write-back, migrations |
 //! | [`crd`] | the `Cyberdesk` custom resource |
 //! | [`clock`] | the database's and the API server's time, never this machine's |
+//! | [`doctor`] | what is wrong with this installation, why it matters, and what mends it |
 //! | [`config`], [`telemetry`], [`events`], [`metrics`], [`cli`] | settings, logs, Events, figures, the command line |
 
 mod act;
@@ -37,6 +38,7 @@ pub mod cluster;
 pub mod config;
 pub mod crd;
 pub mod database;
+pub mod doctor;
 pub mod events;
 pub mod fleet;
 pub mod lease;

@@ -1,28 +1,40 @@
-//! How Postgres is reached: the URL, TLS, and time limits on everything.
+//! How Postgres is reached: one target, a small pool, and time limits on everything.
 
-use std::sync::Arc;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use rustls::{ClientConfig, RootCertStore};
-use tokio_postgres::config::{Host, SslMode};
+use anyhow::{Context, bail, ensure};
+use deadpool_postgres::{Connect, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime};
+use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Config, Row};
+use tokio_postgres::{Client, Config, Connection, Row, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::{debug, warn};
+
+pub use super::url::Route;
+use super::url::{DatabaseUrl, is_here};
+use super::{advice, tls};
 
 /// Connections for statements: one for the write-back, one for reading changes, one for what else is asked.
 /// LISTEN has one of its own: four in all.
 const POOL_SIZE: usize = 3;
 /// Longest wait for an answer. The server's own limits do not help where a pooler in between lost its server.
 const STATEMENT_DEADLINE: Duration = Duration::from_secs(15);
+/// How often two connections are compared before they are taken to have servers of their own.
+const COMPARISONS: usize = 3;
 
 /// How to reach the database. Its `Debug` shows no password.
 #[derive(Clone)]
 pub struct Target {
     config: Config,
     tls: MakeRustlsConnect,
+    password_file: Option<PathBuf>,
+    route: Route,
+    warnings: Vec<String>,
 }
 
 impl std::fmt::Debug for Target {
@@ -35,65 +47,80 @@ impl std::fmt::Debug for Target {
 }
 
 impl Target {
-    /// Reads a URL as `psql` takes it.
+    /// Reads a URL as it is copied from Supabase's dashboard, or as `psql` takes it.
     ///
     /// TLS is required, and certificate and host name verified, unless the host is this machine or the
     /// URL says `sslmode=disable`: there is never a downgrade to plain text that nobody asked for.
-    /// `sslrootcert` names a file with the authority to trust besides the system's.
+    /// `sslrootcert` names a file with the authority to trust in place of the system's.
+    ///
+    /// The password in `password_file` goes before that in the URL, and is read again for each new connection.
     ///
     /// # Errors
     ///
-    /// If the URL cannot be read. The error never shows the URL, for it holds a password.
-    pub fn from_url(url: &str) -> anyhow::Result<Self> {
-        let (url, options) = split_options(url);
-        let mut config: Config = url.parse().map_err(|error: tokio_postgres::Error| {
-            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            anyhow::anyhow!("it is not a Postgres URL such as postgres://user:password@host:5432/postgres ({cause})")
-        })?;
-        if config.get_hosts().is_empty() {
-            bail!("it names no host");
+    /// If the URL cannot be read or honoured, or the file cannot be read. The error never shows the URL, for it
+    /// holds a password.
+    pub fn from_url(url: &str, password_file: Option<PathBuf>) -> anyhow::Result<Self> {
+        let mut url = DatabaseUrl::parse(url)?;
+        match &password_file {
+            Some(file) => drop(url.config.password(read_password(file)?)),
+            None => ensure!(
+                !url.has_placeholder,
+                "it still holds a placeholder where the password goes; put the password there, percent-escaped, or \
+                 its file's name into DATABASE_PASSWORD_FILE"
+            ),
         }
-        let local = config.get_hosts().iter().all(|host| match host {
-            Host::Tcp(name) => ["localhost", "127.0.0.1", "::1"].contains(&name.as_str()),
-            #[cfg(unix)]
-            Host::Unix(_) => true,
-        });
-        config.ssl_mode(match options.ssl_mode.as_deref() {
-            Some("disable") => SslMode::Disable,
-            None if local => SslMode::Disable,
-            None | Some("allow" | "prefer" | "require" | "verify-ca" | "verify-full") => SslMode::Require,
-            Some(other) => {
-                bail!("it has sslmode={other}; sslmode is disable, require or verify-full")
-            }
-        });
-        config
+        url.config
             .application_name("cyberdesk-operator")
             .connect_timeout(Duration::from_secs(5))
             .keepalives_idle(Duration::from_secs(15))
             .keepalives_interval(Duration::from_secs(5))
             .keepalives_retries(3)
             .tcp_user_timeout(Duration::from_secs(20));
-        Ok(Self { config, tls: MakeRustlsConnect::new(tls(options.ssl_root_cert.as_deref())?) })
+        let tls = MakeRustlsConnect::new(tls::client_config(url.authority.as_deref())?);
+        Ok(Self { warnings: url.warnings(), route: url.route, config: url.config, tls, password_file })
+    }
+
+    /// What is likely to go wrong, as far as the URL shows it.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The way to the database, as far as the URL shows it.
+    pub fn route(&self) -> Route {
+        self.route
+    }
+
+    /// Whether the database is on this machine.
+    pub(crate) fn is_here(&self) -> bool {
+        is_here(&self.config)
+    }
+
+    /// What the driver makes of the URL.
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
     }
 
     /// A connection of its own, with the connection object that must be driven.
     ///
     /// # Errors
     ///
-    /// If the database cannot be reached or refuses us.
-    pub async fn connect(
-        &self,
-    ) -> Result<
-        (
-            tokio_postgres::Client,
-            tokio_postgres::Connection<
-                tokio_postgres::Socket,
-                <MakeRustlsConnect as tokio_postgres::tls::MakeTlsConnect<tokio_postgres::Socket>>::Stream,
-            >,
-        ),
-        tokio_postgres::Error,
-    > {
-        self.config.connect(self.tls.clone()).await
+    /// If the database cannot be reached or refuses us. The error says what to do, where that is known.
+    pub async fn connect(&self) -> anyhow::Result<(Client, Connection<Socket, TlsStream>)> {
+        self.try_connect().await.map_err(advice::with_advice)
+    }
+
+    async fn try_connect(&self) -> Result<(Client, Connection<Socket, TlsStream>), tokio_postgres::Error> {
+        let Some(file) = &self.password_file else {
+            return self.config.connect(self.tls.clone()).await;
+        };
+        let mut config = self.config.clone();
+        match read_password(file) {
+            Ok(password) => drop(config.password(password)),
+            Err(error) => {
+                warn!(error = %crate::telemetry::chain(error.as_ref()), "using the password that was read at start");
+            }
+        }
+        config.connect(self.tls.clone()).await
     }
 
     /// The pool for statements. Nothing is connected yet.
@@ -104,7 +131,7 @@ impl Target {
     pub fn pool(&self) -> anyhow::Result<Pool> {
         // `Verified` asks before it hands a connection out: `Fast` hands out half-open ones.
         let manager = ManagerConfig { recycling_method: RecyclingMethod::Verified };
-        Pool::builder(Manager::from_config(self.config.clone(), self.tls.clone(), manager))
+        Pool::builder(Manager::from_connect(self.config.clone(), self.clone(), manager))
             .max_size(POOL_SIZE)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(Duration::from_secs(2)))
@@ -115,12 +142,55 @@ impl Target {
     }
 }
 
+type TlsStream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
+type Connected = Result<(Client, JoinHandle<()>), tokio_postgres::Error>;
+
+/// The pool connects as everything does: with the password that holds now.
+impl Connect for Target {
+    fn connect(&self, _: &Config) -> Pin<Box<dyn Future<Output = Connected> + Send + '_>> {
+        Box::pin(async move {
+            let (client, connection) = self.try_connect().await?;
+            let driver = tokio::spawn(async move {
+                // Whoever uses the connection next is told, and tells it in full.
+                if let Err(error) = connection.await {
+                    debug!(%error, "a connection to the database broke");
+                }
+            });
+            Ok((client, driver))
+        })
+    }
+}
+
+/// The password in a file, as an editor or a mounted Secret leaves it: without the end of its line.
+pub(crate) fn read_password(file: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("read the password in {}", file.display()))?;
+    let password = text.trim_end_matches(['\r', '\n']);
+    ensure!(!password.is_empty(), "{} holds no password", file.display());
+    Ok(password.to_owned())
+}
+
+/// Whether two connections are given one server process between them: the mark of a transaction pooler.
+pub(crate) async fn share_a_server(one: &Client, other: &Client) -> Result<bool, tokio_postgres::Error> {
+    for _ in 0..COMPARISONS {
+        let (first, second, again) = (server_of(one).await?, server_of(other).await?, server_of(one).await?);
+        if first == second || first != again {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn server_of(client: &Client) -> Result<Option<i32>, tokio_postgres::Error> {
+    let rows = client.query_typed("select pg_catalog.pg_backend_pid()", &[]).await?;
+    rows.first().map(|row| row.try_get(0)).transpose()
+}
+
 /// A parameter of a statement, with its type.
 pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// Runs one statement. It is unnamed (`query_typed`), so that a pooler in between does no harm.
 pub(crate) async fn query(pool: &Pool, statement: &str, params: &[Param<'_>]) -> anyhow::Result<Vec<Row>> {
-    let client = pool.get().await.context("take a connection")?;
+    let client = pool.get().await.map_err(no_connection)?;
     let answer = tokio::time::timeout(STATEMENT_DEADLINE, client.query_typed(statement, params)).await;
     match answer {
         Ok(Err(error)) if error.code() == Some(&SqlState::INVALID_SCHEMA_NAME) => Err(anyhow::Error::new(error)
@@ -134,49 +204,12 @@ pub(crate) async fn query(pool: &Pool, statement: &str, params: &[Param<'_>]) ->
     }
 }
 
-#[derive(Default)]
-struct Options {
-    ssl_mode: Option<String>,
-    ssl_root_cert: Option<String>,
-}
-
-/// Takes out of the URL what the driver's parser refuses or does not know: TLS settings, which are ours
-/// to decide, and what Supabase's dashboard adds for other drivers.
-fn split_options(url: &str) -> (String, Options) {
-    let mut options = Options::default();
-    let Some((base, query)) = url.split_once('?') else {
-        return (url.to_owned(), options);
-    };
-    let mut kept = vec![];
-    for pair in query.split('&') {
-        match pair.split_once('=') {
-            Some(("sslmode", value)) => options.ssl_mode = Some(value.to_owned()),
-            Some(("sslrootcert", value)) => options.ssl_root_cert = Some(value.replace("%2F", "/")),
-            Some(("pgbouncer" | "gssencmode" | "supa" | "connection_limit", _)) => (),
-            _ => kept.push(pair),
-        }
+fn no_connection(error: PoolError) -> anyhow::Error {
+    match error {
+        PoolError::Backend(error) => advice::with_advice(error),
+        other => other.into(),
     }
-    let query = if kept.is_empty() { String::new() } else { format!("?{}", kept.join("&")) };
-    (format!("{base}{query}"), options)
-}
-
-fn tls(authority: Option<&str>) -> anyhow::Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if let Some(file) = authority {
-        use rustls::pki_types::CertificateDer;
-        use rustls::pki_types::pem::PemObject;
-        let certificates =
-            CertificateDer::pem_file_iter(file).with_context(|| format!("its sslrootcert {file} cannot be read"))?;
-        for certificate in certificates {
-            roots.add(certificate.with_context(|| format!("its sslrootcert {file} holds no certificates in PEM"))?)?;
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
+    .context("take a connection")
 }
 
 #[cfg(test)]
@@ -184,22 +217,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tls_is_required_unless_the_host_is_here_or_the_url_says_otherwise() {
-        let mode = |url: &str| Target::from_url(url).expect(url).config.get_ssl_mode();
-        assert_eq!(mode("postgres://u@db.example.com/postgres"), SslMode::Require);
-        assert_eq!(mode("postgres://u@db.example.com/postgres?sslmode=prefer"), SslMode::Require);
-        assert_eq!(mode("postgres://u@db.example.com/postgres?sslmode=disable"), SslMode::Disable);
-        assert_eq!(mode("postgres://u@127.0.0.1:5432/postgres"), SslMode::Disable);
-        assert_eq!(mode("postgres://u@127.0.0.1:5432/postgres?sslmode=verify-full&pgbouncer=true"), SslMode::Require);
+    fn no_password_is_ever_shown() {
+        for url in ["postgres://u:geheim@", "mysql://u:geheim@h/d", "postgres://u:geheim@h/d?sslmode=maybe"] {
+            let message = format!("{:#}", Target::from_url(url, None).expect_err(url));
+            assert!(!message.contains("geheim"), "{message}");
+        }
+        let shown = format!("{:?}", Target::from_url("postgres://u:geheim@h/d", None).expect("a URL"));
+        assert!(!shown.contains("geheim"), "{shown}");
     }
 
     #[test]
-    fn an_unreadable_url_is_refused_without_showing_it() {
-        for url in ["postgres://u:geheim@", "mysql://u:geheim@h/d", "postgres://u:geheim@h/d?sslmode=maybe"] {
-            let message = format!("{:#}", Target::from_url(url).expect_err(url));
-            assert!(!message.contains("geheim"), "{message}");
-        }
-        let shown = format!("{:?}", Target::from_url("postgres://u:geheim@h/d").expect("a URL"));
-        assert!(!shown.contains("geheim"), "{shown}");
+    fn a_placeholder_needs_a_file_that_holds_the_password() {
+        let url = "postgresql://postgres:[YOUR-PASSWORD]@db.x.supabase.co:5432/postgres";
+        let message = format!("{:#}", Target::from_url(url, None).expect_err("no password"));
+        assert!(message.contains("placeholder") && message.contains("DATABASE_PASSWORD_FILE"), "{message}");
+
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("password");
+        std::fs::write(&file, "geheim\n").expect("write it");
+        let target = Target::from_url(url, Some(file.clone())).expect("with a file");
+        assert_eq!(target.config.get_password(), Some(&b"geheim"[..]));
+
+        std::fs::write(&file, "\n").expect("write it");
+        assert!(Target::from_url(url, Some(file)).is_err(), "an empty file is no password");
+        assert!(Target::from_url(url, Some(folder.path().join("none"))).is_err(), "nor is none");
     }
 }

@@ -2,7 +2,11 @@
 //!
 //! A notification says only "look". That it can still arrive is proven by sending one from another
 //! connection: behind a transaction pooler LISTEN succeeds and stays silent for ever, and a connection
-//! whose peer is gone looks alive for hours. Without it the daemon goes on by polling.
+//! whose peer is gone looks alive for hours. Without it the daemon goes on by polling, and tries again: the way to
+//! the database may have become a direct one.
+//!
+//! A pooler hands what a server notifies to whoever has that server at the moment. So a heartbeat names the
+//! connection that it is for, and holds nothing that anybody may not read.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -11,20 +15,23 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use deadpool_postgres::Pool;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
-use tokio_postgres::AsyncMessage;
 use tokio_postgres::types::Type;
+use tokio_postgres::{AsyncMessage, Client};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::connect::{Param, Target, query};
+use super::connect::{Param, Target, query, share_a_server};
+use crate::telemetry::chain;
 
 const CHANNEL: &str = "cyberdesk";
 const HEARTBEAT_CHANNEL: &str = "cyberdesk_heartbeat";
 /// How often a heartbeat is sent, and how long it may take.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const HEARTBEAT_LIMIT: Duration = Duration::from_secs(5);
+/// How long it may take to find out why none came.
+const DIAGNOSIS_LIMIT: Duration = Duration::from_secs(2);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 
 /// What the listener tells the rest.
@@ -39,16 +46,23 @@ pub(crate) struct Wakeups {
 /// Listens for as long as the daemon runs.
 pub(crate) async fn run(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) {
     let mut backoff = BACKOFF.0;
+    let mut told = String::new();
     loop {
-        let began = Instant::now();
         let error = match listen(target, pool, wakeups).await {
             Ok(never) => match never {},
             Err(error) => error,
         };
-        wakeups.alive.store(false, Ordering::Relaxed);
-        warn!(error = %crate::telemetry::chain(error.as_ref()), "cannot hear notifications; polling meanwhile, will listen again");
-        if began.elapsed() > HEARTBEAT * 2 {
+        if wakeups.alive.swap(false, Ordering::Relaxed) {
             backoff = BACKOFF.0;
+            told.clear();
+        }
+        // What stays as it is need not be told every few seconds.
+        let error = chain(error.as_ref()).to_string();
+        if error == told {
+            debug!(error, "still cannot hear notifications");
+        } else {
+            warn!(error, "cannot hear notifications; looking every second meanwhile, will listen again");
+            told = error;
         }
         tokio::time::sleep(backoff).await;
         backoff = (backoff * 2).min(BACKOFF.1);
@@ -58,61 +72,114 @@ pub(crate) async fn run(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) {
 enum Never {}
 
 async fn listen(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) -> anyhow::Result<Never> {
-    let (client, mut connection) = timeout(HEARTBEAT_LIMIT * 2, target.connect())
-        .await
-        .context("connect to the database to listen: no answer")?
-        .context("connect to the database to listen")?;
-    let (heard, mut heartbeats) = tokio::sync::watch::channel(String::new());
-    let flags = wakeups.clone();
-    // Nothing but the connection is awaited here: a listener that stops reading holds up VACUUM and
-    // fills the database's notification queue.
-    let driver = tokio::spawn(async move {
-        loop {
-            match poll_fn(|cx| connection.poll_message(cx)).await {
-                Some(Ok(AsyncMessage::Notification(note))) if note.channel() == CHANNEL => flags.look.notify_one(),
-                Some(Ok(AsyncMessage::Notification(note))) => drop(heard.send(note.payload().to_owned())),
-                Some(Ok(_)) => (),
-                Some(Err(error)) => {
-                    return anyhow::Error::new(error).context("the listening connection broke");
-                }
-                None => return anyhow::anyhow!("the listening connection was closed"),
-            }
-        }
-    });
-    let mut driver = AbortOnDrop(driver);
-    timeout(HEARTBEAT_LIMIT, client.batch_execute(&format!("listen {CHANNEL}; listen {HEARTBEAT_CHANNEL}")))
-        .await
-        .context("listen: no answer")?
-        .context("listen")?;
+    let mut ear = Ear::open(target, wakeups.clone()).await?;
     // What was committed before the LISTEN took effect told nobody.
     wakeups.look.notify_one();
     let mut proven = false;
     loop {
-        let nonce = Uuid::new_v4().to_string();
-        let sent = Instant::now();
-        let beat = async {
-            let params: [Param<'_>; 2] = [(&HEARTBEAT_CHANNEL, Type::TEXT), (&nonce, Type::TEXT)];
-            query(pool, "select pg_notify($1, $2)", &params).await.context("send the heartbeat")?;
-            heartbeats.wait_for(|payload| *payload == nonce).await.context("the listening connection ended")?;
-            anyhow::Ok(())
-        };
-        match timeout(HEARTBEAT_LIMIT, beat).await {
-            Ok(Ok(())) => (),
-            Ok(Err(error)) if driver.0.is_finished() => return Err(ended(driver, error).await),
-            Ok(Err(error)) => return Err(error),
-            Err(_) => bail!(
-                "the heartbeat did not arrive within {} s; if DATABASE_URL goes through a transaction pooler (port 6543), use the direct connection or the session pooler: a transaction pooler cannot LISTEN",
-                HEARTBEAT_LIMIT.as_secs()
-            ),
-        }
-        debug!(round_trip_ms = sent.elapsed().as_secs_f64() * 1e3, "heartbeat arrived");
+        let round_trip = ear.prove(pool).await?;
+        debug!(round_trip_ms = round_trip.as_secs_f64() * 1e3, "heartbeat arrived");
         wakeups.alive.store(true, Ordering::Relaxed);
         if !std::mem::replace(&mut proven, true) {
             info!("notifications of the database arrive");
         }
         tokio::select! {
             () = tokio::time::sleep(HEARTBEAT) => (),
-            error = &mut driver.0 => return Err(error.unwrap_or_else(anyhow::Error::new)),
+            error = &mut ear.driver.0 => return Err(error.unwrap_or_else(anyhow::Error::new)),
+        }
+    }
+}
+
+/// A connection that listens.
+pub(crate) struct Ear {
+    client: Client,
+    driver: AbortOnDrop,
+    /// Names this connection in its heartbeats: all daemons hear those of all.
+    name: String,
+    sent: u64,
+    heard: watch::Receiver<u64>,
+}
+
+impl Ear {
+    /// Connects and listens. Whether anything can be heard is still to be proven.
+    pub(crate) async fn open(target: &Target, wakeups: Arc<Wakeups>) -> anyhow::Result<Self> {
+        let (client, mut connection) = timeout(HEARTBEAT_LIMIT * 2, target.connect())
+            .await
+            .context("connect to the database to listen: no answer")?
+            .context("connect to the database to listen")?;
+        let name = Uuid::new_v4().to_string();
+        let (say, heard) = watch::channel(0);
+        let prefix = format!("{name} ");
+        // Nothing but the connection is awaited here: a listener that stops reading holds up VACUUM and
+        // fills the database's notification queue.
+        let driver = AbortOnDrop(tokio::spawn(async move {
+            loop {
+                match poll_fn(|cx| connection.poll_message(cx)).await {
+                    Some(Ok(AsyncMessage::Notification(note))) if note.channel() == CHANNEL => {
+                        wakeups.look.notify_one();
+                    }
+                    Some(Ok(AsyncMessage::Notification(note))) => {
+                        let beat = note.payload().strip_prefix(&prefix).and_then(|beat| beat.parse().ok());
+                        if let Some(beat) = beat {
+                            say.send_replace(beat);
+                        }
+                    }
+                    Some(Ok(_)) => (),
+                    Some(Err(error)) => {
+                        return anyhow::Error::new(error).context("the listening connection broke");
+                    }
+                    None => return anyhow::anyhow!("the listening connection was closed"),
+                }
+            }
+        }));
+        timeout(HEARTBEAT_LIMIT, client.batch_execute(&format!("listen {CHANNEL}; listen {HEARTBEAT_CHANNEL}")))
+            .await
+            .context("listen: no answer")?
+            .context("listen")?;
+        Ok(Self { client, driver, name, sent: 0, heard })
+    }
+
+    /// Sends a heartbeat from another connection and waits for it. Answers how long it took.
+    ///
+    /// # Errors
+    ///
+    /// If it does not arrive. The error says why, as far as that can be found out, and what to do.
+    pub(crate) async fn prove(&mut self, pool: &Pool) -> anyhow::Result<Duration> {
+        self.sent += 1;
+        let (sent, began) = (self.sent, Instant::now());
+        let payload = format!("{} {sent}", self.name);
+        let heard = &mut self.heard;
+        let beat = async move {
+            let params: [Param<'_>; 2] = [(&HEARTBEAT_CHANNEL, Type::TEXT), (&payload, Type::TEXT)];
+            query(pool, "select pg_notify($1, $2)", &params).await.context("send the heartbeat")?;
+            heard.wait_for(|beat| *beat >= sent).await.context("the listening connection ended")?;
+            anyhow::Ok(())
+        };
+        match timeout(HEARTBEAT_LIMIT, beat).await {
+            Ok(Ok(())) => Ok(began.elapsed()),
+            // The reason why the connection's driver ended says more than what failed because of it.
+            Ok(Err(error)) if self.driver.0.is_finished() => Err((&mut self.driver.0).await.unwrap_or(error)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => bail!(self.why_silent(pool).await),
+        }
+    }
+
+    async fn why_silent(&self, pool: &Pool) -> &'static str {
+        let shared = async {
+            let other = pool.get().await.ok()?;
+            share_a_server(&self.client, &other).await.ok()
+        };
+        match timeout(DIAGNOSIS_LIMIT, shared).await {
+            Ok(Some(true)) => {
+                "DATABASE_URL leads through a transaction pooler (it gave one server to two of our connections), where \
+                 LISTEN succeeds and stays silent: use the direct connection or the session pooler (on Supabase both on \
+                 port 5432)"
+            }
+            Ok(Some(false)) => {
+                "the heartbeat did not arrive in 5 s, though the listening connection answers: what is between here and \
+                 the database does not pass notifications on; use the direct connection"
+            }
+            Ok(None) | Err(_) => "the heartbeat did not arrive in 5 s, and the listening connection is silent",
         }
     }
 }
@@ -123,9 +190,4 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// The reason why the connection's driver ended says more than what failed because of it.
-async fn ended(mut driver: AbortOnDrop, error: anyhow::Error) -> anyhow::Error {
-    (&mut driver.0).await.unwrap_or(error)
 }

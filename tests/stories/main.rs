@@ -5,9 +5,12 @@
 
 mod absence;
 mod account;
+mod apps;
 mod bad_input;
 mod by_hand;
+mod connections;
 mod database;
+mod doctor;
 mod ends;
 mod in_use;
 mod leadership;
@@ -16,6 +19,7 @@ mod restarts;
 mod scale;
 mod starts;
 mod templates;
+mod tools;
 mod wakeups;
 mod world;
 
@@ -35,12 +39,14 @@ use tokio::runtime::Runtime;
 use tokio::sync::RwLock;
 
 use database::Servers;
+use tools::Tool;
 use world::{Parts, World};
 
 /// What is told, and by whom.
 pub(crate) struct Story {
     name: &'static str,
     alone: bool,
+    needs: Option<Tool>,
     tell: Box<dyn for<'a> Telling<'a> + Send>,
 }
 
@@ -49,13 +55,18 @@ pub(crate) fn story<F>(name: &'static str, tell: F) -> Story
 where
     F: for<'a> Telling<'a> + Send + 'static,
 {
-    Story { name, alone: false, tell: Box::new(tell) }
+    Story { name, alone: false, needs: None, tell: Box::new(tell) }
 }
 
 impl Story {
     /// It wants the machine for itself.
     pub(crate) fn alone(self) -> Self {
         Self { alone: true, ..self }
+    }
+
+    /// It needs a program that not every machine has.
+    pub(crate) fn needs(self, tool: Tool) -> Self {
+        Self { needs: Some(tool), ..self }
     }
 }
 
@@ -80,6 +91,9 @@ fn stories() -> Vec<Story> {
         in_use::stories(),
         by_hand::stories(),
         wakeups::stories(),
+        connections::stories(),
+        doctor::stories(),
+        apps::stories(),
         restarts::stories(),
         bad_input::stories(),
         absence::stories(),
@@ -140,9 +154,10 @@ async fn start() -> Result<(Parts, Players)> {
 fn trials(parts: Option<(Arc<Runtime>, Arc<Parts>)>) -> Vec<Trial> {
     // Held by all who are at work, or by one alone.
     let room = Arc::new(RwLock::new(()));
-    let with_world = stories().into_iter().map(|Story { name, alone, tell }| {
+    let with_world = stories().into_iter().map(|Story { name, alone, needs, tell }| {
+        let missed = parts.is_some() && needs.is_some_and(|tool| tool.is_missed(name));
         let (parts, room) = (parts.clone(), room.clone());
-        Trial::test(name, move || {
+        let trial = Trial::test(name, move || {
             let (runtime, parts) = parts.expect("a story that is told has its parts");
             runtime.block_on(async {
                 let _all = if alone { Err(room.write().await) } else { Ok(room.read().await) };
@@ -152,7 +167,8 @@ fn trials(parts: Option<(Arc<Runtime>, Arc<Parts>)>) -> Vec<Trial> {
                     Err(error) => Err(format!("{error:#}\n{}", world.autopsy().await).into()),
                 }
             })
-        })
+        });
+        trial.with_ignored_flag(missed)
     });
     let told = |version, (name, tell): database::Story| {
         let (told_on, room) = (parts.clone(), room.clone());

@@ -15,7 +15,8 @@ pub(crate) fn stories() -> Vec<Story> {
     ]
 }
 
-async fn a_life(world: &World) -> Result<()> {
+/// A desktop from its row to its end.
+pub(crate) async fn a_life(world: &World) -> Result<()> {
     let id = world.running_desktop("1 hour").await?;
     world.request_shutdown(&id).await?;
     world.until_over(&id).await.map(drop)

@@ -58,6 +58,11 @@ impl World {
     /// A world in which nothing runs yet.
     pub(crate) async fn new(parts: Arc<Parts>) -> Result<Self> {
         let database = parts.testbed.postgres.database().await?;
+        Self::on(parts, database).await
+    }
+
+    /// The same on a database of one's own choice.
+    pub(crate) async fn on(parts: Arc<Parts>, database: Database) -> Result<Self> {
         let namespace = format!("story-{}", &Uuid::new_v4().simple().to_string()[..8]);
         let new = serde_json::from_value(json!({ "metadata": { "name": namespace } }))?;
         Api::<Namespace>::all(parts.client.clone()).create(&PostParams::default(), &new).await?;
@@ -97,7 +102,8 @@ impl World {
         Ok(daemon)
     }
 
-    fn log(&self, daemon: &str) -> PathBuf {
+    /// A daemon's log.
+    pub(crate) fn log(&self, daemon: &str) -> PathBuf {
         self.parts.testbed.directory().join(format!("{}-{daemon}.log", self.namespace))
     }
 
@@ -109,6 +115,11 @@ impl World {
     /// What the operator has logged.
     pub(crate) fn operator_log(&self) -> Result<String> {
         Ok(std::fs::read_to_string(self.log("operator"))?)
+    }
+
+    /// Whether the operator has logged this by now.
+    pub(crate) fn operator_said(&self, words: &str) -> Result<bool> {
+        Ok(std::fs::read_to_string(self.log("operator"))?.contains(words))
     }
 
     /// Waits until one of several has logged this.

@@ -24,6 +24,7 @@ pub mod kubevirt;
 pub mod mirror;
 pub mod node;
 pub mod operator;
+pub mod pgbouncer;
 pub mod players;
 pub mod postgres;
 pub mod progress;

@@ -9,6 +9,8 @@
 //! is committed has been handed to the system by then.
 
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -18,6 +20,7 @@ use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
 use crate::account::Account;
+use crate::control_plane::Identity;
 use crate::progress::Part;
 use crate::scratch::{Scratch, free_port};
 use crate::supervise::{Program, Signal, Spec, Supervised};
@@ -52,11 +55,13 @@ pub struct Options {
     /// Makes the template of [`Postgres::database`]; the operator's own migrations unless set. Without any these
     /// databases are like [`Postgres::supabase_database`]'s.
     pub migrate: Option<Migrate>,
+    /// Lets the daemon's role in only with its password, and only by TLS (see [`Postgres::show`]).
+    pub guarded: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { version: None, settings: Vec::new(), migrate: Some(|url| apply_migrations(url).boxed()) }
+        Self { version: None, settings: Vec::new(), migrate: Some(|url| apply_migrations(url).boxed()), guarded: false }
     }
 }
 
@@ -77,6 +82,7 @@ pub struct Postgres {
     address: Address,
     version: String,
     template: &'static str,
+    account: Option<Account>,
 }
 
 impl Postgres {
@@ -86,7 +92,7 @@ impl Postgres {
         let binaries = Binaries::find(options.version, account.is_some(), part).await?;
         part.step(format!("starting PostgreSQL {}", binaries.version));
         let (server, address) = launch(&binaries, account, options, scratch).await?;
-        let mut postgres = Self { server, address, version: binaries.version, template: database::SUPABASE };
+        let mut postgres = Self { server, address, version: binaries.version, template: database::SUPABASE, account };
         part.step("filling the templates");
         postgres.fill_templates(options.migrate).await?;
         part.done(&format!("PostgreSQL {} on port {}", postgres.version, postgres.address.port));
@@ -139,6 +145,34 @@ impl Postgres {
         self.address.port
     }
 
+    /// Shows this certificate from now on, or speaks no TLS at all, as after an administrator's reload.
+    pub async fn show(&self, identity: Option<&Identity>) -> Result<()> {
+        let (certificate, key) = (self.address.directory.join("server.crt"), self.address.directory.join("server.key"));
+        let client = connect(self.address.port, SUPERUSER, "template1").await?;
+        let mut settings = vec![format!("alter system set ssl = {}", if identity.is_some() { "on" } else { "off" })];
+        if let Some(identity) = identity {
+            write_for(self.account, &certificate, &identity.certificate)?;
+            write_for(self.account, &key, &identity.key)?;
+            settings.push(format!("alter system set ssl_cert_file = '{}'", certificate.display()));
+            settings.push(format!("alter system set ssl_key_file = '{}'", key.display()));
+        }
+        for setting in settings {
+            client.batch_execute(&setting).await.with_context(|| setting)?;
+        }
+        let loaded = async || {
+            let fresh = connect(self.address.port, SUPERUSER, "template1").await?;
+            anyhow::Ok(fresh.query_one("select pg_conf_load_time()::text", &[]).await?.get::<_, String>(0))
+        };
+        let before = loaded().await?;
+        client.batch_execute("select pg_reload_conf()").await?;
+        let deadline = Instant::now() + PATIENCE;
+        while loaded().await? == before {
+            anyhow::ensure!(Instant::now() < deadline, "Postgres does not load its settings anew");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
     /// What `postgres --version` calls itself, e.g. `17.11`.
     pub fn version(&self) -> &str {
         &self.version
@@ -170,6 +204,7 @@ impl Postgres {
 struct Address {
     port: u16,
     cluster: String,
+    directory: PathBuf,
 }
 
 /// Starts a server, and tries other ports if someone else was quicker on ours.
@@ -182,12 +217,18 @@ async fn launch(
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let address = Address { port: free_port()?, cluster: Uuid::new_v4().simple().to_string() };
-        let directory = scratch.directory(&format!("postgres-{}", address.cluster), account)?;
+        let cluster = Uuid::new_v4().simple().to_string();
+        let directory = scratch.directory(&format!("postgres-{cluster}"), account)?;
+        let address = Address { port: free_port()?, cluster, directory: directory.clone() };
         let data = directory.join("data");
         let log = directory.join("log");
         let mut settings = vec![format!("port={}", address.port), format!("cluster_name={}", address.cluster)];
         settings.extend(SETTINGS.iter().map(|setting| (*setting).to_owned()));
+        if options.guarded {
+            let file = directory.join("pg_hba.conf");
+            write_for(account, &file, GUARD)?;
+            settings.push(format!("hba_file={}", file.display()));
+        }
         settings.extend(options.settings.iter().map(|(name, value)| format!("{name}={value}")));
         let mut args = vec!["-D".into(), data.clone().into_os_string()];
         for setting in settings {
@@ -209,6 +250,23 @@ async fn launch(
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Who is let in where the daemon must show its password, by TLS. The others are the test itself.
+const GUARD: &str = "\
+hostssl   all cyberdesk_daemon all scram-sha-256
+hostnossl all cyberdesk_daemon all reject
+host      all all              all trust
+";
+
+/// Writes a file that the server alone may read.
+fn write_for(account: Option<Account>, file: &Path, text: &str) -> Result<()> {
+    std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600))?;
+    if let Some(account) = account {
+        std::os::unix::fs::chown(file, Some(account.uid), Some(account.gid))?;
+    }
+    Ok(())
 }
 
 /// `initdb` beside data directory and superuser.

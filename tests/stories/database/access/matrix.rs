@@ -73,6 +73,7 @@ pub(super) const MATRIX: &[Line] = &[
     ("function cyberdesk.dirty_desktops(integer)", OPERATOR),
     ("function cyberdesk.expire(bigint,uuid,uuid[])", OPERATOR),
     ("function cyberdesk.fence_epoch()", OPERATOR),
+    ("function cyberdesk.applied_migrations()", OPERATOR),
     ("function cyberdesk.identity()", OPERATOR),
     ("function cyberdesk.live_desktops()", OPERATOR),
     ("function cyberdesk.paused()", OPERATOR),

@@ -50,6 +50,12 @@ impl Authority {
         self.sign(CertificateParams::new(names)?, name, None, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
+    /// An identity for a server that is known by these names only.
+    pub fn server_named(&self, hosts: &[&str]) -> Result<Identity> {
+        let names: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
+        self.sign(CertificateParams::new(names)?, "server", None, ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
     /// An identity for a client: its user name and, if given, its group.
     pub fn client(&self, user: &str, group: Option<&str>) -> Result<Identity> {
         self.sign(CertificateParams::default(), user, group, ExtendedKeyUsagePurpose::ClientAuth)
