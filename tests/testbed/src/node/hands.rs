@@ -73,40 +73,40 @@ impl Hands {
     /// What virt-handler writes on the VMI.
     async fn guest(&self, act: Act, vmi: &DynamicObject, view: &View<'_>) -> kube::Result<()> {
         let now = Timestamp::now();
-        let mut status = vmi.data["status"].clone();
-        let mut metadata = json!({ "resourceVersion": vmi.resource_version() });
+        let mut next = vmi.clone();
+        let status = &mut next.data["status"];
         match act {
             Act::Run => {
-                enter_phase(&mut status, "Running", now);
+                enter_phase(status, "Running", now);
                 status["interfaces"] = self.interfaces(vmi);
                 status["guestOSInfo"] = json!({});
             }
-            Act::Finish { well } => enter_phase(&mut status, if well { "Succeeded" } else { "Failed" }, now),
+            Act::Finish { well } => enter_phase(status, if well { "Succeeded" } else { "Failed" }, now),
             Act::Obey(command) => {
                 if let Some((text, _)) = &view.script.command {
-                    metadata["annotations"] = json!({ DONE: text });
+                    next.metadata.annotations.get_or_insert_default().insert(DONE.to_owned(), text.clone());
                 }
                 match command {
                     Command::AgentConnect => {
                         set_condition(
-                            &mut status,
+                            status,
                             "AgentConnected",
                             Some(new_condition("AgentConnected", true, "", "", now)),
                         );
                     }
-                    Command::AgentDisconnect => set_condition(&mut status, "AgentConnected", None),
+                    Command::AgentDisconnect => set_condition(status, "AgentConnected", None),
                     Command::Pause => {
                         let paused = new_condition("Paused", true, "PausedByUser", "VMI was paused by user", now);
-                        set_condition(&mut status, "Paused", Some(paused));
+                        set_condition(status, "Paused", Some(paused));
                     }
-                    Command::Unpause => set_condition(&mut status, "Paused", None),
+                    Command::Unpause => set_condition(status, "Paused", None),
                     Command::Migrate => {
                         let node = self.migrate(view.pod).await?;
                         status["migrationState"] = json!({ "startTimestamp": seconds(now), "endTimestamp": seconds(now),
                             "sourceNode": status["nodeName"], "targetNode": node, "completed": true });
                         status["nodeName"] = json!(node);
                         status["interfaces"] = self.interfaces(vmi);
-                        metadata["labels"] = json!({ NODE_NAME_LABEL: node });
+                        next.metadata.labels.get_or_insert_default().insert(NODE_NAME_LABEL.to_owned(), node);
                     }
                     // Not for a running guest: noted as done, nothing else.
                     Command::PowerOff | Command::Crash | Command::FailBeforeRunning => {}
@@ -114,9 +114,10 @@ impl Hands {
             }
             _ => {}
         }
-        let patch = json!({ "metadata": metadata, "status": status });
+        // Whole, as virt-handler does: a merge patch drops every null inside a list, and virt-controller's own patches,
+        // which test what they replace, would then fail for ever.
         let api = vmis(&self.client, &vmi.namespace().unwrap_or_default());
-        self.vmis.learn(api.patch(&vmi.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?);
+        self.vmis.learn(api.replace(&vmi.name_any(), &PostParams::default(), &next).await?);
         if matches!(act, Act::Obey(Command::Migrate)) {
             self.remove(view.pod).await?;
         }

@@ -5,24 +5,33 @@
 //!
 //! `cargo test` neither builds nor runs this; `cargo conformance` does.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use cyberdesk_testbed::assets::kubevirt::Release;
 use cyberdesk_testbed::control_plane::ControlPlane;
 use cyberdesk_testbed::node::{NodeConfig, Speed};
-use cyberdesk_testbed::players::{KubeVirt, Players};
+use cyberdesk_testbed::players::{self, KubeVirt, Players};
 use cyberdesk_testbed::scratch::Scratch;
 use cyberdesk_testbed::simulator::SimulatorConfig;
 use cyberdesk_testbed::{Progress, supervise};
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 use kube::Client;
 use libtest_mimic::{Arguments, Trial};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::runtime::Runtime;
 
 mod compare;
 mod event;
+mod faults;
 mod guests;
 mod lives;
 mod stage;
+
+use faults::Fault;
+use lives::Life;
 
 fn main() -> Result<ExitCode> {
     supervise::become_supervisor_if_asked();
@@ -40,25 +49,35 @@ fn main() -> Result<ExitCode> {
     Ok(conclusion.exit_code())
 }
 
-/// Each life as a test of its own. Without sides they can only be listed.
+/// Where the real one's answers to bad manifests are kept, for `cargo test` to hold the simulator to.
+const REFUSALS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kubevirt/refusals.json");
+/// Set, the run writes that file anew.
+const RECORD: &str = "CYBERDESK_RECORD";
+
+type Test = fn(&Sides) -> LocalBoxFuture<'_, Result<()>>;
+
+/// Each life and each manifest as a test of its own. Without sides they can only be listed.
 fn trials(sides: Option<(Arc<Runtime>, Arc<Sides>)>) -> Vec<Trial> {
-    let lives = lives::recorded().into_iter().chain(guests::lives());
-    lives
-        .map(|life| {
-            let sides = sides.clone();
-            Trial::test(format!("life {}", life.name), move || {
-                let (runtime, sides) = sides.expect("a life that is played has its sides");
-                let told = runtime.block_on(async {
-                    tokio::try_join!(
-                        async { lives::told(sides.real.client.clone(), &life).await.context("on the real one") },
-                        async { lives::told(sides.simulated.client.clone(), &life).await.context("on the simulator") },
-                    )
-                });
-                let (real, simulated) = told.map_err(|error| format!("{error:#}"))?;
-                Ok(compare::alike(("real", &real), ("simulated", &simulated))?)
-            })
+    fn trial<T>(name: String, sides: Option<(Arc<Runtime>, Arc<Sides>)>, test: T) -> Trial
+    where
+        T: for<'a> FnOnce(&'a Sides) -> LocalBoxFuture<'a, Result<()>> + Send + 'static,
+    {
+        Trial::test(name, move || {
+            let (runtime, sides) = sides.expect("a test that is run has its sides");
+            runtime.block_on(test(&sides)).map_err(|error| format!("{error:#}").into())
         })
-        .collect()
+    }
+    let lives =
+        lives::recorded().into_iter().chain(guests::lives()).chain(lives::more()).map(|life| {
+            trial(format!("life {}", life.name), sides.clone(), move |sides| sides.live(life).boxed_local())
+        });
+    let faults = faults::faults().into_iter().map(|fault| {
+        trial(format!("manifest {}", fault.name), sides.clone(), move |sides| sides.answer(fault).boxed_local())
+    });
+    let others: [(&str, Test); 1] =
+        [("the refusals on record are those of the real one", |sides| sides.on_record().boxed_local())];
+    let others = others.map(|(name, test)| trial(name.to_owned(), sides.clone(), test));
+    lives.chain(faults).chain(others).collect()
 }
 
 /// Both sides, at the speed of the recording.
@@ -75,6 +94,42 @@ struct Side {
 }
 
 impl Sides {
+    /// Plays a life on both, and compares what watchers saw.
+    async fn live(&self, life: Life) -> Result<()> {
+        let (real, simulated) = tokio::try_join!(
+            async { lives::told(self.real.client.clone(), &life).await.context("on the real one") },
+            async { lives::told(self.simulated.client.clone(), &life).await.context("on the simulator") },
+        )?;
+        compare::alike(("real", &real), ("simulated", &simulated)).map_err(anyhow::Error::msg)
+    }
+
+    /// Has a bad manifest judged by both.
+    async fn answer(&self, fault: Fault) -> Result<()> {
+        let vm = fault.vm("bad");
+        let real = faults::answer(&self.real.client, &vm).await?;
+        let simulated = faults::answer(&self.simulated.client, &vm).await?;
+        ensure!(real == simulated, "they differ:\n  real      {real}\n  simulated {simulated}");
+        Ok(())
+    }
+
+    /// The file of refusals says what the real one says; for the newest release, of which it is.
+    async fn on_record(&self) -> Result<()> {
+        if players::release()? != Release::default() {
+            return Ok(());
+        }
+        let mut refusals = BTreeMap::new();
+        for fault in faults::faults() {
+            refusals.insert(fault.name, faults::answer(&self.real.client, &fault.vm("bad")).await?);
+        }
+        if std::env::var_os(RECORD).is_some() {
+            std::fs::write(REFUSALS, serde_json::to_string_pretty(&refusals)? + "\n")?;
+            return Ok(());
+        }
+        let recorded: BTreeMap<&str, Value> = serde_json::from_str(faults::RECORDED)?;
+        ensure!(recorded == refusals, "{REFUSALS} is not what the real one says: run with {RECORD}=1");
+        Ok(())
+    }
+
     async fn start() -> Result<Self> {
         let (real, simulated) = tokio::try_join!(Side::start(KubeVirt::Real), Side::start(KubeVirt::Simulated))?;
         Ok(Self { real, simulated })

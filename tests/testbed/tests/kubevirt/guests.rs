@@ -12,7 +12,7 @@ use crate::lives::{Life, life};
 pub(crate) fn lives() -> Vec<Life> {
     vec![
         life!("agent connects and goes silent", |stage| {
-            stage.create("Once", annotated("agent", "50ms")).await?;
+            stage.create("Once", annotated("agent", "2s")).await?;
             stage.until(Kind::Vm, "the agent's hello", |vm| vm.condition("AgentConnected") == Some("T()")).await?;
             stage.tell("agent-disconnect").await?;
             stage.until(Kind::Vm, "no agent", |vm| vm.condition("AgentConnected").is_none()).await?;
@@ -69,7 +69,8 @@ pub(crate) fn lives() -> Vec<Life> {
             let refused =
                 |vmi: &Event| vmi.state == "Pending" && vmi.condition("Synchronized") == Some("F(FailedCreate)");
             stage.until(Kind::Vmi, "a refused pod", refused).await?;
-            stage.until(Kind::Vm, "a VM that starts for ever", |vm| vm.state == "Starting").await?;
+            let starts = |vm: &Event| vm.state == "Starting" && vm.condition("Synchronized") == Some("F(FailedCreate)");
+            stage.until(Kind::Vm, "a VM that starts for ever", starts).await?;
             let vmi = stage.vmi().await?;
             let message = vmi.data["status"]["conditions"].to_string();
             anyhow::ensure!(message.contains("exceeded quota"), "{message}");
