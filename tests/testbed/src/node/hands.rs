@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use super::life::{Act, View, node_name, waiting_reason};
 use super::script::{Command, DONE};
-use crate::kubevirt::{NODE_NAME_LABEL, enter_phase, new_condition, seconds, set_condition, vmis};
+use crate::kubevirt::{
+    NODE_NAME_LABEL, controller_uid, enter_phase, is_deleting, new_condition, seconds, set_condition, vmis,
+};
 use crate::mirror::Mirror;
 
 /// Writes, and teaches the caches what the API server answers.
@@ -124,8 +126,14 @@ impl Hands {
         Ok(())
     }
 
-    /// A ready copy of the pod on the next machine.
+    /// A ready copy of the pod on the next machine: the one that is there already, if the guest's move could not be noted.
     async fn migrate(&self, source: &Pod) -> kube::Result<String> {
+        let twins = self.pods.owned_by(controller_uid(source).unwrap_or_default());
+        let elsewhere =
+            |pod: &Pod| !is_deleting(pod) && node_name(pod).is_some() && node_name(pod) != node_name(source);
+        if let Some(node) = twins.iter().find(|pod| elsewhere(pod)).and_then(|pod| node_name(pod)) {
+            return Ok(node.to_owned());
+        }
         let here = self.nodes.iter().position(|node| Some(node.as_str()) == node_name(source)).unwrap_or(0);
         let node = self.nodes[(here + 1) % self.nodes.len()].clone();
         let address = self.addresses.fetch_add(1, Ordering::Relaxed);
@@ -136,6 +144,7 @@ impl Hands {
         target.status = None;
         target.spec.get_or_insert_default().node_name = Some(node.clone());
         let target = self.pods(source).create(&PostParams::default(), &target).await?;
+        self.pods.learn(target.clone());
         self.pod_status(&target, ready(&target)).await?;
         Ok(node)
     }

@@ -123,8 +123,8 @@ fn shut_down(view: &View<'_>, vmi: &DynamicObject) -> Step {
     let grace = Duration::from_secs(seconds.max(0).unsigned_abs());
     let takes = view.script.shutdown.unwrap_or(view.speed.shutdown);
     if grace.is_zero() {
-        // Killed at once by wish: KubeVirt calls that a success.
-        Step { after: Duration::ZERO, act: Act::Finish { well: true } }
+        // Killed by wish, as quickly as a process can be: KubeVirt calls that a success.
+        Step { after: view.speed.pod_end, act: Act::Finish { well: true } }
     } else if view.script.ignores_acpi || takes > grace {
         Step { after: grace, act: Act::Finish { well: false } }
     } else {
@@ -215,7 +215,7 @@ mod tests {
         let table = [
             ("Running", json!({}), None),
             ("Running", deleted.clone(), well(2000)),
-            ("Running", deleted_with(json!({ "/spec/terminationGracePeriodSeconds": 0 })), well(0)),
+            ("Running", deleted_with(json!({ "/spec/terminationGracePeriodSeconds": 0 })), well(250)),
             ("Running", deleted_with(json!({ "/spec/terminationGracePeriodSeconds": 1 })), badly(1000)),
             (
                 "Running",

@@ -115,6 +115,9 @@ fn passing(events: &[Event], at: usize) -> Option<&'static str> {
     if more && event.state == "Stopped" && event.marked("created") && event.condition("Ready") == Some("gone") {
         return Some("a VM samples its VMI's last moments: they may be over before it looks");
     }
+    if more && event.state == "Stopping" && !event.marked("ready") {
+        return Some("a VM samples how its guest shuts down");
+    }
     if event.marked("rs=Halted") && event.state == "Running" && next.is_some_and(|next| next.state == "Stopping") {
         return Some("a VM that has deleted its VMI may write its status before it sees that");
     }

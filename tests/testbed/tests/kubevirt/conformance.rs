@@ -28,6 +28,7 @@ mod event;
 mod faults;
 mod guests;
 mod lives;
+mod published;
 mod stage;
 
 use faults::Fault;
@@ -74,8 +75,11 @@ fn trials(sides: Option<(Arc<Runtime>, Arc<Sides>)>) -> Vec<Trial> {
     let faults = faults::faults().into_iter().map(|fault| {
         trial(format!("manifest {}", fault.name), sides.clone(), move |sides| sides.answer(fault).boxed_local())
     });
-    let others: [(&str, Test); 1] =
-        [("the refusals on record are those of the real one", |sides| sides.on_record().boxed_local())];
+    let others: [(&str, Test); 3] = [
+        ("refusals on record are those of the real one", |sides| sides.on_record().boxed_local()),
+        ("published templates are admitted", |sides| published::templates(&sides.real.client).boxed_local()),
+        ("published examples are admitted", |sides| published::examples(&sides.real.client).boxed_local()),
+    ];
     let others = others.map(|(name, test)| trial(name.to_owned(), sides.clone(), test));
     lives.chain(faults).chain(others).collect()
 }

@@ -322,14 +322,19 @@ pub(crate) const RECORDED: &str = include_str!("refusals.json");
 
 /// What comes of creating this VM, as far as its author sees it: admitted and with which warnings, or refused and why.
 pub(crate) async fn answer(client: &Client, vm: &Value) -> Result<Value> {
-    let request = http::Request::post("/apis/kubevirt.io/v1/namespaces/default/virtualmachines?dryRun=All")
+    judged(client, "/apis/kubevirt.io/v1/namespaces/default/virtualmachines?fieldValidation=Warn", vm).await
+}
+
+/// The same of any object that would be posted there, with a query in the path.
+pub(crate) async fn judged(client: &Client, path: &str, object: &Value) -> Result<Value> {
+    let request = http::Request::post(format!("{path}&dryRun=All"))
         .header("content-type", "application/json")
-        .body(Body::from(vm.to_string().into_bytes()))?;
+        .body(Body::from(object.to_string().into_bytes()))?;
     let answer = client.send(request).await?;
     let warning = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
     let warnings: Vec<String> = answer.headers().get_all("warning").iter().map(warning).collect();
     let body: Value = serde_json::from_slice(&answer.into_body().collect_bytes().await?)?;
-    if body["kind"] == "VirtualMachine" {
+    if body["kind"] == object["kind"] {
         return Ok(json!({ "admitted": true, "warnings": warnings }));
     }
     let mut answer = json!({ "code": body["code"], "reason": body["reason"], "message": body["message"] });

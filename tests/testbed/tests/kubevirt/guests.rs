@@ -88,6 +88,7 @@ pub(crate) fn lives() -> Vec<Life> {
             stage.ready().await?;
             stage.delete_vmi().await?;
             stage.until(Kind::Vmi, "a VMI that starts again", |vmi| vmi.state == "Scheduling").await?;
+            stage.until(Kind::Vm, "a VM that sees that", |vm| vm.state == "Starting" && vm.marked("created")).await?;
             let ends = stage.events(Kind::Vmi).into_iter().find(|vmi| vmi.is_final()).context("no end seen")?;
             anyhow::ensure!(ends.state == "Succeeded", "{ends}");
             stage.delete_vm().await
