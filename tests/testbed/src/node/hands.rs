@@ -52,7 +52,19 @@ impl Hands {
                     }
                     return Ok(SECRET_RECHECK);
                 }
-                self.pod_status(view.pod, ready(view.pod)).await?;
+                self.pod_status(view.pod, running(view.pod, true, "")).await?;
+            }
+            Act::Unready => self.pod_status(view.pod, running(view.pod, false, "ContainersNotReady")).await?,
+            Act::LoseContact => self.pod_status(view.pod, running(view.pod, false, "NodeNotReady")).await?,
+            Act::Drain => {
+                self.evict(view.pod).await?;
+                return Ok(UNTIL_SEEN);
+            }
+            Act::Evict => {
+                let mut status = ended(view.pod, false);
+                status["reason"] = json!("Evicted");
+                status["message"] = json!("The node was low on resource: memory.");
+                self.pod_status(view.pod, status).await?;
             }
             Act::EndPod => {
                 let well = view.vmi.is_some_and(|vmi| vmi.data["status"]["phase"] == "Succeeded");
@@ -111,7 +123,12 @@ impl Hands {
                         next.metadata.labels.get_or_insert_default().insert(NODE_NAME_LABEL.to_owned(), node);
                     }
                     // Not for a running guest: noted as done, nothing else.
-                    Command::PowerOff | Command::Crash | Command::FailBeforeRunning => {}
+                    Command::PowerOff
+                    | Command::Crash
+                    | Command::FailBeforeRunning
+                    | Command::Drain
+                    | Command::Evict
+                    | Command::LoseNode => {}
                 }
             }
             _ => {}
@@ -145,7 +162,7 @@ impl Hands {
         target.spec.get_or_insert_default().node_name = Some(node.clone());
         let target = self.pods(source).create(&PostParams::default(), &target).await?;
         self.pods.learn(target.clone());
-        self.pod_status(&target, ready(&target)).await?;
+        self.pod_status(&target, running(&target, true, "")).await?;
         Ok(node)
     }
 
@@ -176,6 +193,14 @@ impl Hands {
         let at_once =
             DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default().preconditions(preconditions) };
         self.pods(pod).delete(&pod.name_any(), &at_once).await.map(drop)
+    }
+
+    /// Deletes the pod as `kubectl drain` does: if the API server, and whoever it asks, lets it go.
+    async fn evict(&self, pod: &Pod) -> kube::Result<()> {
+        let eviction = json!({ "apiVersion": "policy/v1", "kind": "Eviction", "metadata": { "name": pod.name_any() } });
+        let api = self.pods(pod);
+        let _: Value = api.create_subresource("eviction", &pod.name_any(), &PostParams::default(), &eviction).await?;
+        Ok(())
     }
 
     async fn a_secret_is_missing(&self, pod: &Pod) -> kube::Result<bool> {
@@ -234,14 +259,18 @@ fn waiting(pod: &Pod, reason: &str) -> Value {
         "conditions": conditions(&[("PodScheduled", true), ("Initialized", true), ("ContainersReady", false), ("Ready", false)]) })
 }
 
-fn ready(pod: &Pod) -> Value {
-    let now = seconds(Timestamp::now());
+/// The status of a pod that runs, and whether it is ready.
+fn running(pod: &Pod, ready: bool, reason: &str) -> Value {
+    let now = Timestamp::now();
     let mut status = container(pod);
-    status["ready"] = json!(true);
+    status["ready"] = json!(ready);
     status["started"] = json!(true);
-    status["state"] = json!({ "running": { "startedAt": now } });
-    json!({ "phase": "Running", "startTime": now, "containerStatuses": [status],
-        "conditions": conditions(&[("PodScheduled", true), ("Initialized", true), ("ContainersReady", true), ("Ready", true)]) })
+    status["state"] = json!({ "running": { "startedAt": seconds(now) } });
+    let condition = |kind, holds, reason| new_condition(kind, holds, reason, "", now);
+    json!({ "phase": "Running", "startTime": seconds(now), "containerStatuses": [status], "conditions": [
+        condition("PodScheduled", true, ""), condition("Initialized", true, ""),
+        condition("ContainersReady", ready, reason), condition("Ready", ready, reason),
+    ] })
 }
 
 fn ended(pod: &Pod, well: bool) -> Value {

@@ -21,8 +21,16 @@ pub(super) enum Act {
     Bind,
     /// The kubelet waits: for an image, or to create the container.
     HoldUp(&'static str),
+    /// The kubelet says that the pod runs, but is not ready.
+    Unready,
     /// The kubelet says that the pod runs and is ready.
     Ready,
+    /// Somebody has the API server evict the pod.
+    Drain,
+    /// The kubelet ends the pod, for want of room.
+    Evict,
+    /// Nobody hears of the kubelet any more.
+    LoseContact,
     /// virt-handler says that the guest runs.
     Run,
     /// virt-handler says that the guest has ended, well or badly.
@@ -65,6 +73,7 @@ pub(super) fn next(view: &View<'_>) -> Option<Step> {
             // The other pod of a migration: the guest is not in it (any more).
             if is_deleting(view.pod) { at_once(Act::RemovePod) } else { None }
         }
+        "Running" if pod_phase(view.pod) == "Failed" => at_once(Act::Finish { well: false }),
         "Running" if deleting => Some(shut_down(view, vmi)),
         "Running" => live(view, vmi),
         "Scheduled" if deleting => at_once(Act::Finish { well: false }),
@@ -91,6 +100,8 @@ fn start(view: &View<'_>) -> Option<Step> {
         _ if !bound => step(view.speed.bind, Act::Bind),
         Some(Stuck::ImagePull) => hold_up(view, "ImagePullBackOff"),
         Some(Stuck::MissingSecret) => hold_up(view, "ContainerCreating"),
+        Some(Stuck::NotReady) if pod_phase(view.pod) == "Running" => None,
+        Some(Stuck::NotReady) => step(view.speed.pod_ready, Act::Unready),
         _ if is_ready(view.pod) => None,
         _ => step(view.speed.pod_ready, Act::Ready),
     }
@@ -107,6 +118,10 @@ fn live(view: &View<'_>, vmi: &DynamicObject) -> Option<Step> {
         let act = match command {
             Command::PowerOff => Act::Finish { well: true },
             Command::Crash => Act::Finish { well: false },
+            Command::Drain => Act::Drain,
+            Command::Evict => Act::Evict,
+            Command::LoseNode if is_ready(view.pod) => Act::LoseContact,
+            Command::LoseNode => return Some(Step { after: view.speed.pod_end, act: Act::RemovePod }),
             // It runs: too late for that one, which is noted without an effect.
             other => Act::Obey(other),
         };

@@ -25,6 +25,12 @@ pub(super) enum Command {
     Unpause,
     /// The guest moves to another node: new pod, node and IP, same VMI.
     Migrate,
+    /// Somebody drains the node: the pod is evicted by the API, and the guest shuts down in its grace.
+    Drain,
+    /// The node runs short: its kubelet ends the pod at once, and the guest with it.
+    Evict,
+    /// The node is lost: its pod is not ready, and is then taken out of the cluster without having ended.
+    LoseNode,
 }
 
 /// Why a guest never gets as far as starting.
@@ -36,6 +42,8 @@ pub(super) enum Stuck {
     ImagePull,
     /// A Secret that the pod mounts is not there: the container stays in creation.
     MissingSecret,
+    /// The container runs, and is never ready.
+    NotReady,
     /// The API server refuses the pod; see `node/quota.rs`.
     Quota,
 }
@@ -87,8 +95,9 @@ impl Script {
                     "unschedulable" => Stuck::Unschedulable,
                     "image-pull" => Stuck::ImagePull,
                     "missing-secret" => Stuck::MissingSecret,
+                    "not-ready" => Stuck::NotReady,
                     "quota" => Stuck::Quota,
-                    _ => bail!("expected unschedulable, image-pull, missing-secret or quota"),
+                    _ => bail!("expected unschedulable, image-pull, missing-secret, not-ready or quota"),
                 });
             }
             "do" => {
@@ -102,6 +111,9 @@ impl Script {
                     "pause" => Command::Pause,
                     "unpause" => Command::Unpause,
                     "migrate" => Command::Migrate,
+                    "drain" => Command::Drain,
+                    "evict" => Command::Evict,
+                    "lose-node" => Command::LoseNode,
                     _ => bail!("no such command"),
                 };
                 self.command = Some((text.to_owned(), command));

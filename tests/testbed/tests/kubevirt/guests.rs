@@ -76,6 +76,34 @@ pub(crate) fn lives() -> Vec<Life> {
             anyhow::ensure!(message.contains("exceeded quota"), "{message}");
             stage.delete_vm().await
         }),
+        life!("drain shuts the guest down", |stage| {
+            stage.create("RerunOnFailure", |_| ()).await?;
+            stage.ready().await?;
+            stage.tell("drain").await?;
+            stage.at_rest("Stopped").await?;
+            stage.delete_vm().await
+        }),
+        life!("evicted for want of room", |stage| {
+            stage.create("Once", |_| ()).await?;
+            stage.ready().await?;
+            stage.tell("evict").await?;
+            stage.until(Kind::Vmi, "a VMI without the VM's finalizer", |vmi| vmi.finalizers == ["FG"]).await?;
+            stage.delete_vm().await
+        }),
+        life!("lost with its node", |stage| {
+            stage.create("Once", |_| ()).await?;
+            stage.ready().await?;
+            stage.tell("lose-node").await?;
+            stage.until(Kind::Vmi, "a failed VMI", |vmi| vmi.state == "Failed").await?;
+            stage.until(Kind::Vm, "a VM that has stopped", |vm| vm.state == "Stopped").await?;
+            stage.delete_vm().await
+        }),
+        life!("unready for ever", |stage| {
+            stage.create("Once", annotated("never-schedules", "not-ready")).await?;
+            stage.until(Kind::Vmi, "Scheduling", |vmi| vmi.state == "Scheduling").await?;
+            stage.until(Kind::Vm, "a starting VM", |vm| vm.state == "Starting" && vm.marked("created")).await?;
+            stage.delete_vm().await
+        }),
         life!("no-secret ever comes", |stage| {
             stage.create("Once", annotated("never-schedules", "missing-secret")).await?;
             stage.until(Kind::Vmi, "Scheduling", |vmi| vmi.state == "Scheduling").await?;
