@@ -62,6 +62,8 @@ pub(super) struct View<'a> {
 /// The next step, or none until something changes.
 pub(super) fn next(view: &View<'_>) -> Option<Step> {
     let at_once = |act| Some(Step { after: Duration::ZERO, act });
+    // virt-handler takes a moment to see that there is nothing to run.
+    let noticed = |act| Some(Step { after: view.speed.pod_end, act });
     let Some(vmi) = view.vmi else {
         // Not in the cache (yet). Only a deletion is acted on: nothing may end a pod because its VMI was not seen.
         return if is_deleting(view.pod) { at_once(Act::RemovePod) } else { None };
@@ -73,10 +75,10 @@ pub(super) fn next(view: &View<'_>) -> Option<Step> {
             // The other pod of a migration: the guest is not in it (any more).
             if is_deleting(view.pod) { at_once(Act::RemovePod) } else { None }
         }
-        "Running" if pod_phase(view.pod) == "Failed" => at_once(Act::Finish { well: false }),
+        "Running" if pod_phase(view.pod) == "Failed" => noticed(Act::Finish { well: false }),
         "Running" if deleting => Some(shut_down(view, vmi)),
         "Running" => live(view, vmi),
-        "Scheduled" if deleting => at_once(Act::Finish { well: false }),
+        "Scheduled" if deleting => noticed(Act::Finish { well: false }),
         "Scheduled" => match view.script.due(vmi) {
             Some(Command::FailBeforeRunning) => Some(Step { after: boot(view) / 2, act: Act::Finish { well: false } }),
             _ => Some(Step { after: boot(view), act: Act::Run }),
@@ -243,7 +245,7 @@ mod tests {
             ("Scheduled", json!({}), Some((1000, Act::Run))),
             ("Scheduled", json!({ "/metadata/annotations": script("boot", "9s") }), Some((9000, Act::Run))),
             ("Scheduled", json!({ "/metadata/annotations": script("do", "fail-before-running") }), badly(500)),
-            ("Scheduled", deleted, badly(0)),
+            ("Scheduled", deleted, badly(250)),
             ("Succeeded", json!({}), Some((250, Act::EndPod))),
         ];
         for (phase, more, expected) in table {

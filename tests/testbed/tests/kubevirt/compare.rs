@@ -92,11 +92,19 @@ fn passing(events: &[Event], at: usize) -> Option<&'static str> {
     if event.sign != '~' {
         return None;
     }
-    if event.is_final() && before.is_some_and(Event::is_final) {
+    if event.is_final() && (before.is_some_and(Event::is_final) || next.is_some_and(Event::is_final)) {
         return Some("three writers tidy up after a guest, in any order");
     }
+    let going = event.condition("Ready") == Some("F(PodTerminating)");
     if event.kind == Kind::Vmi {
-        return None;
+        return (going && next.is_some_and(Event::is_final))
+            .then_some("a guest may be over before its pod is seen to go");
+    }
+    if more && event.state == "Terminating" && event.condition("Ready") == Some("gone") {
+        return Some("a VM that goes samples how its VMI ends");
+    }
+    if going && event.state == "Running" && next.is_some_and(|next| next.state != "Running") {
+        return Some("a VM samples how its guest goes");
     }
     if event.conditions.is_empty() && more {
         return Some("version note, first status and finalizer are written in any order");

@@ -21,6 +21,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Runtime;
 
 mod compare;
@@ -84,7 +85,7 @@ fn trials(sides: Option<(Arc<Runtime>, Arc<Sides>)>) -> Vec<Trial> {
     lives.chain(faults).chain(others).collect()
 }
 
-/// Both sides, at the speed of the recording.
+/// Both sides.
 struct Sides {
     real: Side,
     simulated: Side,
@@ -144,7 +145,9 @@ impl Side {
     async fn start(who: KubeVirt) -> Result<Self> {
         let (scratch, part) = (Scratch::new()?, Progress::quiet().part("kubernetes"));
         let control_plane = ControlPlane::start(&scratch, &part).await?;
-        let node = NodeConfig { speed: Speed::RECORDED, ..NodeConfig::default() };
+        // Ends slowly enough for every controller to look in between, also on a busy machine.
+        let speed = Speed { pod_end: Duration::from_secs(1), ..Speed::RECORDED };
+        let node = NodeConfig { speed, ..NodeConfig::default() };
         let players = Players::start(who, &control_plane, &scratch, (SimulatorConfig::default(), node), &part).await?;
         Ok(Self { client: control_plane.client().await?, _players: players, _control_plane: control_plane })
     }
