@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use tokio::time::timeout;
 use tracing::info;
 
 use crate::cluster::{Created, Error, Written};
@@ -27,9 +28,14 @@ pub(crate) enum Acted {
 }
 
 impl Operator {
-    /// Does as told. This is the one place where the cluster is written, and so where a leader that is
-    /// no longer one must be stopped.
+    /// Does as told, if this process leads. This is the one place where the cluster is written, and no call goes
+    /// on longer than the lease lasts: the next leader may begin then.
     pub(crate) async fn act(&self, key: &Key, action: Action) -> Result<Acted, Error> {
+        let Some(rest) = self.leadership.rest() else { return Err(Error::NotLeading) };
+        timeout(rest, self.perform(key, action)).await.unwrap_or(Err(Error::NotLeading))
+    }
+
+    async fn perform(&self, key: &Key, action: Action) -> Result<Acted, Error> {
         match action {
             Action::CreateCr { owner: (id, user), spec } => {
                 let labels = Owner::Row(id).labels(key, Some(user));

@@ -15,6 +15,7 @@ const PREFIX: &str = "CYBERDESK_";
 /// What the environment says, as text. A field is a variable: `vm_namespace` is `CYBERDESK_VM_NAMESPACE`.
 #[derive(Debug, Default, Deserialize)]
 struct Given {
+    identity: Option<String>,
     namespace: Option<String>,
     vm_namespace: Option<String>,
     templates: Option<String>,
@@ -26,8 +27,17 @@ struct Given {
 }
 
 /// Names of the variables above, without prefix.
-const NAMES: [&str; 8] =
-    ["NAMESPACE", "VM_NAMESPACE", "TEMPLATES", "POLL_INTERVAL", "RESYNC_INTERVAL", "CONCURRENCY", "LOG", "LOG_FORMAT"];
+const NAMES: [&str; 9] = [
+    "IDENTITY",
+    "NAMESPACE",
+    "VM_NAMESPACE",
+    "TEMPLATES",
+    "POLL_INTERVAL",
+    "RESYNC_INTERVAL",
+    "CONCURRENCY",
+    "LOG",
+    "LOG_FORMAT",
+];
 
 #[derive(Debug, Default, Deserialize)]
 struct GivenDatabase {
@@ -39,6 +49,8 @@ struct GivenDatabase {
 pub struct Config {
     /// `DATABASE_URL`: how to reach the database.
     pub database: Target,
+    /// This process's name in the Lease: by default the host's, which is the pod's in a cluster.
+    pub identity: String,
     /// Where CRs and the template ConfigMap live.
     pub namespace: String,
     /// Where VMs and their Secrets are made.
@@ -99,6 +111,8 @@ impl Config {
             Some(url) => Target::from_url(&url).map_err(|error| format!("DATABASE_URL: {error:#}")),
         };
         let database = database.map_err(|fault| faults.push(fault));
+        let identity =
+            given.identity.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
         let namespace = given.namespace.unwrap_or_else(|| "cyberdesk-system".to_owned());
         let vm_namespace = given.vm_namespace.unwrap_or_else(|| namespace.clone());
         for (name, value) in [("NAMESPACE", &namespace), ("VM_NAMESPACE", &vm_namespace)] {
@@ -156,6 +170,7 @@ impl Config {
                 Ok((
                     Self {
                         database,
+                        identity,
                         namespace,
                         vm_namespace,
                         templates,

@@ -20,6 +20,7 @@
 //! | [`plan`] | decides: a view and the time in, actions out; pure, and the heart of the program |
 //! | [`template`] | renders a VM's manifests; pure |
 //! | [`queue`] | which desktop is looked at next: keyed, ends before makes |
+//! | [`lease`] | who leads: one daemon at a time, none after its time |
 //! | [`operator`] | the daemon: sources wake keys, workers look, plan and act |
 //! | `act` | the hands: one match from an action to one call |
 //! | [`cluster`] | the API server: a tamed client, watches and their caches, the calls that write |
@@ -35,6 +36,7 @@ pub mod cluster;
 pub mod config;
 pub mod crd;
 pub mod database;
+pub mod lease;
 pub mod model;
 pub mod names;
 pub mod operator;

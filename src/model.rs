@@ -88,8 +88,10 @@ pub struct Row {
     pub reason: Option<String>,
     /// The same for people.
     pub message: Option<String>,
-    /// Its deadline, by the database's clock.
+    /// When it is due at the earliest, by the database's clock: its deadline, or its idle timeout before that.
     pub expires_at: Timestamp,
+    /// Its deadline.
+    pub timeout_at: Timestamp,
     /// Raised by the database whenever what is wanted changes.
     pub generation: i64,
     /// The generation that we last reported to have acted on.

@@ -1,15 +1,16 @@
 //! The daemon: sources wake keys, workers look, plan and act on them, one desktop at a time each.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use deadpool_postgres::Pool;
 use kube::{Api, Client};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -20,10 +21,12 @@ use crate::act::Acted;
 use crate::clock::{Clock, Reading};
 use crate::cluster::{self, Cluster, follow, follow_templates};
 use crate::config::Config;
+use crate::database::housekeeping;
 use crate::database::listen::{self, Wakeups};
 use crate::database::rows;
 use crate::database::store::{Remembered, Store};
 use crate::database::writeback::{self, WriteBack};
+use crate::lease::{Leadership, Term};
 use crate::model::{Row, Seen, Vm, Vmi};
 use crate::names::Key;
 use crate::plan::{CreateFailure, Plan, View, plan};
@@ -44,6 +47,12 @@ const LEAST_GAP: Duration = Duration::from_millis(5);
 const DEAF_POLL: Duration = Duration::from_secs(1);
 /// While more rows have changed than one look reads, all are read this often: a look at all costs far more.
 const BACKLOG_RESYNC: Duration = Duration::from_secs(1);
+/// First and longest wait before another term, while another daemon keeps taking the database from us.
+const DEPOSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Longest time to give the Lease back when told to stop.
+const RELEASE: Duration = Duration::from_millis(500);
+/// How often it is read whether new desktops shall wait.
+const PAUSE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the clocks are read.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often they are read in quick succession at first.
@@ -59,12 +68,17 @@ pub struct Operator {
     pub(crate) cluster: Cluster,
     pub(crate) store: Store,
     pub(crate) write_back: WriteBack,
+    pub(crate) leadership: Leadership,
     queue: Queue,
     clock: Clock,
+    /// All rows are to be read: a term has begun.
+    resync: Notify,
     /// Nothing is made before they were read.
     templates: watch::Sender<Option<Arc<Templates>>>,
     failures: Mutex<HashMap<Key, CreateFailure>>,
     database_id: Mutex<Option<Uuid>>,
+    /// An administrator wants new desktops to wait.
+    paused: AtomicBool,
     pool: Pool,
     makes_in_flight: AtomicUsize,
 }
@@ -88,11 +102,17 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         cluster: Cluster::new(&client, &config.namespace, &config.vm_namespace),
         store: Store::default(),
         write_back: WriteBack::default(),
+        leadership: Leadership::new(
+            Api::namespaced(cluster::connect().await?, &config.namespace),
+            config.identity.clone(),
+        ),
         queue: Queue::default(),
         clock: Clock::default(),
+        resync: Notify::new(),
         templates: watch::Sender::new(templates),
         failures: Mutex::default(),
         database_id: Mutex::default(),
+        paused: AtomicBool::default(),
         pool,
         makes_in_flight: AtomicUsize::new(0),
     });
@@ -120,10 +140,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         stopping.cancel();
         sleep(GRACE).await;
     };
-    let stopped = tokio::select! {
-        () = told_to_stop => Ok(()),
-        () = work(&operator, config.concurrency, &stopping) => Ok(()),
-        fenced = operator.write() => fenced,
+    tokio::select! {
+        () = told_to_stop => (),
+        () = lead(&operator, &config, &stopping) => (),
+        () = operator.leadership.run(&operator.clock) => unreachable!("there is always another election"),
         () = operator.scan(&config, &wakeups) => unreachable!("the scan goes on for ever"),
         () = listen::run(&config.database, &operator.pool, &wakeups) => unreachable!("the listener goes on for ever"),
         () = operator.read_clocks(&client) => unreachable!("the clocks are read for ever"),
@@ -131,9 +151,28 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         () = follow(vms, &operator.cluster.vm_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
         () = follow(vmis, &operator.cluster.vmi_cache, &operator.queue) => unreachable!("a watch goes on for ever"),
         () = own_templates => unreachable!("a watch goes on for ever"),
-    };
+    }
+    if tokio::time::timeout(RELEASE, operator.leadership.release()).await.is_err() {
+        warn!("the API server does not answer: the Lease runs out by itself");
+    }
     info!("stopped");
-    stopped
+    Ok(())
+}
+
+/// Works while this daemon leads, and stands by with warm caches while it does not. Returns when told to stop,
+/// with what was begun done and written back.
+async fn lead(operator: &Arc<Operator>, config: &Config, stopping: &CancellationToken) {
+    while stopping.run_until_cancelled(operator.leadership.begun()).await.is_some() {
+        operator.store.reset();
+        operator.queue.open();
+        operator.wake_cluster();
+        operator.resync.notify_one();
+        tokio::select! {
+            () = work(operator, config.concurrency, stopping) => return,
+            never = operator.write(config) => match never {},
+            () = operator.leadership.ended() => operator.queue.close(),
+        }
+    }
 }
 
 fn templates_of(folder: &std::path::Path, namespace: &str) -> anyhow::Result<Templates> {
@@ -274,7 +313,9 @@ impl Operator {
             }
         };
         let failure = self.failures().get(key).cloned();
-        let view = View { key, row, cr, vm, vmi, live: is_live, failure: failure.as_ref(), templates: &templates };
+        let paused = self.paused.load(Ordering::Relaxed);
+        let failure = failure.as_ref();
+        let view = View { key, row, cr, vm, vmi, live: is_live, failure, paused, templates: &templates };
         let plan = plan(&view, now);
         debug!(desktop = %key, cr = ?view.cr, vm = ?view.vm, vmi = ?view.vmi, actions = ?plan.actions, "looked");
         Some(plan)
@@ -295,27 +336,56 @@ impl Operator {
         })
     }
 
-    /// Begins a term, and writes back for as long as it lasts.
-    async fn write(&self) -> anyhow::Result<()> {
-        // In a pod, the host's name is the pod's.
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let holder = format!("{host}/{}", std::process::id());
+    /// Writes back, in the term that is and in those that follow.
+    async fn write(&self, config: &Config) -> Infallible {
+        let mut term = self.leadership.begun().await;
+        let mut pause = DEPOSED.0;
+        loop {
+            term = self.take_fence(term, &config.identity).await;
+            info!(epoch = term.epoch, "writing to the database");
+            let began = Instant::now();
+            tokio::select! {
+                () = self.write_back.run(&self.pool, term, &self.store, &self.queue) => (),
+                () = housekeeping::run(&self.pool, term, config.resync_interval) => (),
+                never = self.heed_pause() => match never {},
+            }
+            if self.leadership.rest().is_none() {
+                return std::future::pending().await;
+            }
+            error!(
+                epoch = term.epoch,
+                "another daemon has taken over the database; if this comes again, it does not share our Lease: see that only one cluster uses this database"
+            );
+            if began.elapsed() > DEPOSED.1 {
+                pause = DEPOSED.0;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(DEPOSED.1);
+        }
+    }
+
+    /// Takes the database's fence for this term, or for a later one where the database knows a later epoch: of a
+    /// Lease that somebody deleted, or of another cluster.
+    async fn take_fence(&self, mut term: Term, holder: &str) -> Term {
         let mut backoff = Duration::from_millis(250);
-        let term = loop {
-            match writeback::begin_term(&self.pool, &holder).await {
-                Ok(term) => break term,
+        loop {
+            match writeback::acquire(&self.pool, term, holder).await {
+                Ok(None) => return term,
+                Ok(Some(epoch)) => {
+                    warn!(
+                        ours = term.epoch,
+                        its = epoch,
+                        "the database knows a later epoch than our Lease: raising it"
+                    );
+                    term = self.leadership.raise_above(epoch, term).await;
+                }
                 Err(error) => {
-                    warn!(error = %chain(error.as_ref()), "cannot begin to write to the database; will try again")
+                    warn!(error = %chain(error.as_ref()), "cannot begin to write to the database; will try again");
+                    sleep(backoff).await;
+                    backoff = (backoff * 2).min(Duration::from_secs(5));
                 }
             }
-            sleep(backoff).await;
-            backoff = (backoff * 2).min(Duration::from_secs(5));
-        };
-        info!(epoch = term.epoch, "writing to the database");
-        self.write_back
-            .run(&self.pool, term, &self.store, &self.queue)
-            .await
-            .context("another daemon writes to this database now; this one stops")
+        }
     }
 
     /// Looks for changed rows: at once when notified, and every so often in any case.
@@ -350,6 +420,7 @@ impl Operator {
             let (pause, rest) = again.split_first().map_or((poll, again), |(pause, rest)| (*pause, rest));
             tokio::select! {
                 () = wakeups.look.notified() => again = &AGAIN_AFTER_WAKE,
+                () = self.resync.notified() => next_resync = Instant::now(),
                 () = sleep(pause) => again = rest,
                 () = sleep_until(next_resync), if !trouble => again = rest,
             }
@@ -365,21 +436,54 @@ impl Operator {
         Ok(all)
     }
 
+    /// Reads every so often whether new desktops shall wait; once they need not any more, all are looked at.
+    async fn heed_pause(&self) -> Infallible {
+        loop {
+            sleep(PAUSE_INTERVAL).await;
+            let waited = self.paused.load(Ordering::Relaxed);
+            let again = async {
+                self.read_pause().await?;
+                if waited && !self.paused.load(Ordering::Relaxed) { self.resync().await } else { Ok(()) }
+            };
+            if let Err(error) = again.await {
+                debug!(error = %chain(error.as_ref()), "cannot read whether new desktops shall wait");
+            }
+        }
+    }
+
+    async fn read_pause(&self) -> anyhow::Result<()> {
+        let paused = rows::paused(&self.pool).await?;
+        if self.paused.swap(paused, Ordering::Relaxed) != paused {
+            info!(paused, "an administrator has paused the making of new desktops, or has it go on");
+        }
+        Ok(())
+    }
+
     /// Reads all rows that are not over, and looks at everything in the cluster that has our name.
     async fn resync(&self) -> anyhow::Result<()> {
+        // Before the rows, so that none is made that should wait.
+        self.read_pause().await?;
         if self.database_id().is_none() {
             let id = rows::identity(&self.pool).await?;
             *self.database_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+        }
+        if self.leadership.rest().is_none() {
+            self.store.forget_over();
         }
         let gone = self.store.take_in_all(rows::live(&self.pool).await?, &self.queue);
         if !gone.is_empty() {
             self.store.take_in(rows::by_id(&self.pool, &gone).await?, &self.queue);
         }
+        self.wake_cluster();
+        Ok(())
+    }
+
+    /// Wakes everything in the cluster that has our name.
+    fn wake_cluster(&self) {
         let known = [self.cluster.cr_cache.keys(), self.cluster.vm_cache.keys(), self.cluster.vmi_cache.keys()];
         for key in known.into_iter().flatten() {
             self.queue.wake(&key, Lane::Makes);
         }
-        Ok(())
     }
 
     async fn read_clocks(&self, client: &Client) {

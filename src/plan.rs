@@ -44,6 +44,8 @@ pub struct View<'a> {
     pub live: bool,
     /// What became of the last try to make the VM, if it was not made.
     pub failure: Option<&'a CreateFailure>,
+    /// Whether new VMs shall wait.
+    pub paused: bool,
     /// What VMs are made from.
     pub templates: &'a Templates,
 }
@@ -172,12 +174,17 @@ struct Desktop<'a> {
     row: Option<&'a Row>,
     cr: Option<&'a Cr>,
     params: Option<Value>,
+    /// When to end it, or to have the database look whether it is still in use.
+    due_at: Timestamp,
+    /// The deadline that is shown.
     expires_at: Timestamp,
 }
 
 impl<'a> Desktop<'a> {
     fn of_row(row: &'a Row, cr: Option<&'a Cr>) -> Self {
-        Self { owner: Owner::Row(row.id), row: Some(row), cr, params: row.params.clone(), expires_at: row.expires_at }
+        let params = row.params.clone();
+        let (due_at, expires_at) = (row.expires_at, row.timeout_at);
+        Self { owner: Owner::Row(row.id), row: Some(row), cr, params, due_at, expires_at }
     }
 
     fn by_hand(cr: &'a Cr) -> Result<Self, &'a str> {
@@ -189,7 +196,8 @@ impl<'a> Desktop<'a> {
             (None, None) => later(cr.created, DEFAULT_LIFETIME),
         };
         let params = spec.params.clone().map(Value::Object);
-        Ok(Self { owner: Owner::Hand(cr.uid.clone()), row: None, cr: Some(cr), params, expires_at })
+        let due_at = expires_at;
+        Ok(Self { owner: Owner::Hand(cr.uid.clone()), row: None, cr: Some(cr), params, due_at, expires_at })
     }
 
     fn now(&self, now: Now) -> Timestamp {
@@ -222,7 +230,7 @@ impl<'a> Desktop<'a> {
         }
         let to_make = self.to_make(view);
         let observed = self.observed_end(view, to_make.as_ref(), now);
-        let left = self.expires_at.duration_since(self.now(now));
+        let left = self.due_at.duration_since(self.now(now));
         let due = left <= SignedDuration::ZERO;
         let wait = (!due).then(|| left.unsigned_abs());
         match (observed, self.row) {
@@ -327,6 +335,7 @@ impl<'a> Desktop<'a> {
                     actions.push(Action::LookLive);
                 }
             }
+            (None, Some(Ok(_))) if view.paused => actions.extend(self.status(view, Course::Lives, now)),
             (None, Some(Ok(manifests))) => {
                 // While all goes well, the status comes with the VM; it would cost a write of its own.
                 if self.failure(view).is_some() {
@@ -347,7 +356,7 @@ impl<'a> Desktop<'a> {
         let owner = (row.id, row.user_id);
         let spec = CyberdeskSpec {
             timeout_ms: None,
-            expires_at: Some(row.expires_at),
+            expires_at: Some(row.timeout_at),
             params: row.params.as_ref().and_then(Value::as_object).cloned(),
         };
         match self.cr {
@@ -502,6 +511,7 @@ fn refuse_spec(view: &View<'_>, cr: &Cr, why: &str, now: Now) -> Plan {
         row: None,
         cr: Some(cr),
         params: None,
+        due_at: later(cr.created, DEFAULT_LIFETIME),
         expires_at: later(cr.created, DEFAULT_LIFETIME),
     };
     let end = reason::end(Reason::BadSpec, Some(why.to_owned()), now.cluster);

@@ -60,11 +60,25 @@ pub struct Core {
     ends: VecDeque<Key>,
     makes: VecDeque<Key>,
     timers: BTreeSet<(Instant, Key)>,
+    open: bool,
 }
 
 impl Core {
+    /// Takes keys in from now on. All that there are must be woken then.
+    pub fn open(&mut self) {
+        self.open = true;
+    }
+
+    /// Drops all keys, and takes none in: on a standby they would only gather.
+    pub fn close(&mut self) {
+        *self = Self::default();
+    }
+
     /// Wakes a key.
     pub fn wake(&mut self, key: &Key, lane: Lane) {
+        if !self.open {
+            return;
+        }
         let entry = self.entries.entry(key.clone()).or_default();
         if let Some(again) = &mut entry.in_flight {
             *again = Some(again.map_or(lane, |before| before.min(lane)));
@@ -182,6 +196,16 @@ pub struct Queue {
 impl Queue {
     fn core(&self) -> std::sync::MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes keys in from now on. All that there are must be woken then.
+    pub fn open(&self) {
+        self.core().open();
+    }
+
+    /// Drops all keys, and takes none in: on a standby they would only gather.
+    pub fn close(&self) {
+        self.core().close();
     }
 
     /// Wakes a key.

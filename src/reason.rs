@@ -13,6 +13,8 @@ pub enum Reason {
     Requested,
     /// Its deadline came.
     Timeout,
+    /// Nobody used it for as long as its idle timeout.
+    Idle,
     /// Its row was deleted, by itself or with its user.
     RowDeleted,
     /// Its guest powered off.
@@ -35,9 +37,10 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, for tables and tests.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Requested,
         Self::Timeout,
+        Self::Idle,
         Self::RowDeleted,
         Self::GuestShutdown,
         Self::GuestCrashed,
@@ -54,6 +57,7 @@ impl Reason {
         match self {
             Self::Requested => "requested",
             Self::Timeout => "timeout",
+            Self::Idle => "idle",
             Self::RowDeleted => "row-deleted",
             Self::GuestShutdown => "guest-shutdown",
             Self::GuestCrashed => "guest-crashed",
@@ -74,7 +78,7 @@ impl Reason {
     /// The phase that a desktop ends in for this reason.
     pub fn phase(self) -> Phase {
         match self {
-            Self::Requested | Self::Timeout | Self::RowDeleted | Self::GuestShutdown | Self::VmDeleted => {
+            Self::Requested | Self::Timeout | Self::Idle | Self::RowDeleted | Self::GuestShutdown | Self::VmDeleted => {
                 Phase::Terminated
             }
             Self::GuestCrashed
@@ -91,6 +95,7 @@ impl Reason {
         match self {
             Self::Requested => "shutdown was requested",
             Self::Timeout => "the deadline of the desktop came",
+            Self::Idle => "nobody used the desktop for as long as its idle timeout",
             Self::RowDeleted => "the row of the desktop was deleted",
             Self::GuestShutdown => "the guest powered off",
             Self::GuestCrashed => "the guest crashed or did not come up",

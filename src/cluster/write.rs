@@ -65,6 +65,10 @@ pub enum Error {
         /// The API server's words.
         words: String,
     },
+    /// This process does not lead, or no longer did before there was an answer: then it may have been done all the
+    /// same.
+    #[error("not done: this daemon does not lead")]
+    NotLeading,
     /// No answer in time. It may have been done all the same.
     #[error("{verb} {object}: no answer within {} s", CALL_DEADLINE.as_secs())]
     Deadline {
@@ -83,7 +87,7 @@ impl Error {
                 kube::Error::Api(status) => status.details.as_ref().map_or(0, |details| details.retry_after_seconds),
                 _ => 0,
             },
-            Self::Refused { .. } | Self::Deadline { .. } => 0,
+            Self::Refused { .. } | Self::NotLeading | Self::Deadline { .. } => 0,
         };
         Duration::from_secs(u64::from(seconds))
     }
@@ -94,7 +98,7 @@ impl Error {
                 kube::Error::Api(status) => Some((status.code, status.message.as_str())),
                 _ => None,
             },
-            Self::Refused { .. } | Self::Deadline { .. } => None,
+            Self::Refused { .. } | Self::NotLeading | Self::Deadline { .. } => None,
         }
     }
 

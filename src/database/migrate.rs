@@ -22,6 +22,12 @@ pub const MIGRATIONS: &[(&str, &str, &str)] = &[
     ("20261123000400", "adopt_rows", include_str!("../../sql/20261123000400_adopt_rows.sql")),
     ("20261123000500", "operator_functions", include_str!("../../sql/20261123000500_operator_functions.sql")),
     ("20261123000600", "app_functions", include_str!("../../sql/20261123000600_app_functions.sql")),
+    ("20261124000100", "settings", include_str!("../../sql/20261124000100_settings.sql")),
+    ("20261124000110", "history_tables", include_str!("../../sql/20261124000110_history_tables.sql")),
+    ("20261124000120", "limits_and_history", include_str!("../../sql/20261124000120_limits_and_history.sql")),
+    ("20261124000125", "erase_users", include_str!("../../sql/20261124000125_erase_users.sql")),
+    ("20261124000130", "operator_functions", include_str!("../../sql/20261124000130_operator_functions.sql")),
+    ("20261124000140", "more_app_functions", include_str!("../../sql/20261124000140_more_app_functions.sql")),
 ];
 
 /// The first migration changes nothing, it only refuses. It is run on its own before all else, each time.

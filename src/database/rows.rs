@@ -67,6 +67,7 @@ fn try_decode(row: &tokio_postgres::Row) -> anyhow::Result<Row> {
         reason: row.try_get("reason")?,
         message: row.try_get("message")?,
         expires_at: row.try_get("expires_at")?,
+        timeout_at: row.try_get("timeout_at")?,
         generation: row.try_get("generation")?,
         observed_generation: row.try_get("observed_generation")?,
         params: row.try_get::<_, Option<Value>>("params").unwrap_or_else(unreadable),
@@ -82,6 +83,12 @@ pub(crate) async fn identity(pool: &Pool) -> anyhow::Result<Uuid> {
         .await
         .context("read the database's identity")?;
     Ok(rows.first().context("the database has no identity")?.try_get(0)?)
+}
+
+/// Whether an administrator wants new desktops to wait.
+pub(crate) async fn paused(pool: &Pool) -> anyhow::Result<bool> {
+    let rows = query(pool, "select cyberdesk.paused()", &[]).await.context("read whether new desktops shall wait")?;
+    Ok(rows.first().context("the database does not say whether new desktops shall wait")?.try_get(0)?)
 }
 
 /// Reads the database's clock.

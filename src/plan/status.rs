@@ -9,6 +9,9 @@ use crate::model::{Cr, Vmi, VmiPhase};
 use crate::names::Owner;
 use crate::reason;
 
+/// Why a desktop waits while an administrator has set `cyberdesk.settings.paused`.
+const MAKING_PAUSED: &str = "an administrator has paused the making of new desktops";
+
 /// Where a desktop is on its way.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Course<'a> {
@@ -59,6 +62,7 @@ pub(super) fn project(
     let not_made = view.failure.filter(|failure| failure.owner == *owner && vm.is_none());
     let held_up = not_made
         .map(|failure| ("NotCreated".to_owned(), reason::cut(failure.words.clone())))
+        .or_else(|| (view.paused && vm.is_none()).then(|| ("MakingPaused".to_owned(), MAKING_PAUSED.to_owned())))
         .or_else(|| vm.and_then(|vm| vm.failure.clone().map(|words| ("FailedCreate".to_owned(), reason::cut(words)))))
         .or_else(|| vmi.and_then(|vmi| vmi.waiting.clone()).map(|(why, words)| (why, reason::cut(words))))
         .filter(|_| !ready);

@@ -31,6 +31,7 @@ fn row() -> Row {
         reason: None,
         message: None,
         expires_at: at(600),
+        timeout_at: at(600),
         generation: 1,
         observed_generation: 0,
         params: None,
@@ -118,15 +119,16 @@ struct Situation {
     vmi: Seen<Vmi>,
     live: bool,
     failure: Option<CreateFailure>,
+    paused: bool,
 }
 
 impl Situation {
     fn of_row(row: Row, cr: Seen<Cr>, vm: Seen<Vm>, vmi: Seen<Vmi>) -> Self {
-        Self { key: Key::of_row(id()), row: Present(row), cr, vm, vmi, live: false, failure: None }
+        Self { key: Key::of_row(id()), row: Present(row), cr, vm, vmi, live: false, failure: None, paused: false }
     }
 
     fn by_hand(cr: Seen<Cr>, vm: Seen<Vm>, vmi: Seen<Vmi>) -> Self {
-        Self { key: Key::new("desk"), row: Absent, cr, vm, vmi, live: false, failure: None }
+        Self { key: Key::new("desk"), row: Absent, cr, vm, vmi, live: false, failure: None, paused: false }
     }
 
     fn live(self) -> Self {
@@ -142,6 +144,7 @@ impl Situation {
             vmi: self.vmi.clone(),
             live: self.live,
             failure: self.failure.as_ref(),
+            paused: self.paused,
             templates: &TEMPLATES,
         };
         plan(&view, noon())
@@ -193,7 +196,9 @@ fn each_situation_of_a_row_has_its_next_steps() {
     let due = || Row { expires_at: at(0), ..served_row() };
     let running = || Row { status: RowStatus::Running, ..served_row() };
     let truncated = || Row { exists: false, ..row() };
-    let extended = || Row { expires_at: at(900), generation: 2, ..running() };
+    let extended = || Row { expires_at: at(900), timeout_at: at(900), generation: 2, ..running() };
+    let idle_for_long = || Row { expires_at: at(0), ..running() };
+    let touched = || Row { expires_at: at(300), generation: 2, ..running() };
     let just_now = || refused().map(|failure| CreateFailure { for_good: false, ..failure });
     let gone = |vmi: Vmi| Vmi { deleting: true, ..vmi };
 
@@ -226,6 +231,22 @@ fn each_situation_of_a_row_has_its_next_steps() {
             "the deadline was moved",
             row_(extended(), Present(row_cr()), Present(vm()), Present(up())),
             "apply CR, say Running, report seen",
+        ),
+        (
+            "a touch moves the idle deadline, and nothing that people see",
+            row_(touched(), Present(row_cr()), Present(vm()), Present(up())),
+            "say Running, report seen",
+        ),
+        ("its idle deadline came", row_(idle_for_long(), Present(row_cr()), Present(vm()), Present(up())), "expire"),
+        (
+            "new desktops wait",
+            Situation { paused: true, ..row_(row(), Present(row_cr()), Absent, Absent) },
+            "say Pending(MakingPaused)",
+        ),
+        (
+            "those that are there do not",
+            Situation { paused: true, ..row_(served_row(), Present(row_cr()), Present(vm()), Present(up())) },
+            "say Running, report running",
         ),
         ("somebody deleted the CR", row_(running(), Absent, Present(vm()), Present(up())), "create CR"),
         (
@@ -472,7 +493,7 @@ fn every_situation() -> Vec<Situation> {
         Row { vm_uid: Some("another".into()), ..served_row() },
         Row { expires_at: at(0), ..served_row() },
         Row { expires_at: at(0), ..row() },
-        Row { generation: 2, expires_at: at(900), ..served_row() },
+        Row { generation: 2, expires_at: at(900), timeout_at: at(900), ..served_row() },
         Row { params: Some(serde_json::json!([])), ..row() },
         Row { exists: false, ..row() },
         stopped_row(),
@@ -533,7 +554,7 @@ fn every_situation() -> Vec<Situation> {
                 for vmi in &vmis {
                     let key = if row == Absent { Key::new("desk") } else { Key::of_row(id()) };
                     let (row, cr, vm, vmi) = (row.clone(), cr.clone(), vm.clone(), vmi.clone());
-                    all.push(Situation { key, row, cr, vm, vmi, live: false, failure: None });
+                    all.push(Situation { key, row, cr, vm, vmi, live: false, failure: None, paused: false });
                 }
             }
         }

@@ -4,13 +4,19 @@ fn key(name: &str) -> Key {
     Key::new(name)
 }
 
+fn open() -> Core {
+    let mut core = Core::default();
+    core.open();
+    core
+}
+
 fn taken(core: &mut Core, now: Instant) -> Vec<String> {
     std::iter::from_fn(|| core.take(now, true)).map(|(key, _)| key.to_string()).collect()
 }
 
 #[test]
 fn a_key_is_taken_once_however_often_it_is_woken() {
-    let (mut core, now) = (Core::default(), Instant::now());
+    let (mut core, now) = (open(), Instant::now());
     for _ in 0..3 {
         core.wake(&key("a"), Lane::Makes);
     }
@@ -20,7 +26,7 @@ fn a_key_is_taken_once_however_often_it_is_woken() {
 
 #[test]
 fn a_key_woken_in_flight_is_looked_at_again_and_never_twice_at_once() {
-    let (mut core, now) = (Core::default(), Instant::now());
+    let (mut core, now) = (open(), Instant::now());
     core.wake(&key("a"), Lane::Makes);
     assert_eq!(taken(&mut core, now), ["a"]);
     core.wake(&key("a"), Lane::Makes);
@@ -32,7 +38,7 @@ fn a_key_woken_in_flight_is_looked_at_again_and_never_twice_at_once() {
 
 #[test]
 fn ends_go_before_makes_and_each_lane_is_first_come_first_served() {
-    let (mut core, now) = (Core::default(), Instant::now());
+    let (mut core, now) = (open(), Instant::now());
     for (name, lane) in [("m1", Lane::Makes), ("m2", Lane::Makes), ("e1", Lane::Ends), ("e2", Lane::Ends)] {
         core.wake(&key(name), lane);
     }
@@ -42,7 +48,7 @@ fn ends_go_before_makes_and_each_lane_is_first_come_first_served() {
 
 #[test]
 fn without_room_for_makes_only_ends_are_taken() {
-    let (mut core, now) = (Core::default(), Instant::now());
+    let (mut core, now) = (open(), Instant::now());
     core.wake(&key("m"), Lane::Makes);
     assert_eq!(core.take(now, false), None);
     core.wake(&key("e"), Lane::Ends);
@@ -52,7 +58,7 @@ fn without_room_for_makes_only_ends_are_taken() {
 
 #[test]
 fn a_settled_key_comes_back_at_its_deadline_as_an_end() {
-    let (mut core, now) = (Core::default(), Instant::now());
+    let (mut core, now) = (open(), Instant::now());
     let deadline = now + Duration::from_secs(10);
     core.wake(&key("a"), Lane::Makes);
     taken(&mut core, now);
@@ -64,7 +70,7 @@ fn a_settled_key_comes_back_at_its_deadline_as_an_end() {
 
 #[test]
 fn a_failed_key_backs_off_longer_each_time_but_an_end_does_not_wait() {
-    let (mut core, mut now) = (Core::default(), Instant::now());
+    let (mut core, mut now) = (open(), Instant::now());
     let failed = Outcome::Failed { at_least: Duration::ZERO, deadline: None };
     let mut waits = vec![];
     core.wake(&key("a"), Lane::Makes);
@@ -89,7 +95,7 @@ fn a_failed_key_backs_off_longer_each_time_but_an_end_does_not_wait() {
 
 #[test]
 fn the_other_side_s_wish_to_wait_longer_is_obeyed() {
-    let (mut core, now) = (Core::default(), Instant::now());
+    let (mut core, now) = (open(), Instant::now());
     core.wake(&key("a"), Lane::Makes);
     taken(&mut core, now);
     let wish = Duration::from_secs(30);
@@ -99,7 +105,7 @@ fn the_other_side_s_wish_to_wait_longer_is_obeyed() {
 
 #[test]
 fn a_deadline_does_not_wait_for_the_back_off() {
-    let (mut core, mut now) = (Core::default(), Instant::now());
+    let (mut core, mut now) = (open(), Instant::now());
     let deadline = now + Duration::from_secs(3);
     core.wake(&key("a"), Lane::Makes);
     for _ in 0..20 {
@@ -116,7 +122,7 @@ fn a_deadline_does_not_wait_for_the_back_off() {
 
 #[test]
 fn an_end_wanted_during_an_end_that_fails_is_tried_again_soon() {
-    let (mut core, mut now) = (Core::default(), Instant::now());
+    let (mut core, mut now) = (open(), Instant::now());
     let failed = Outcome::Failed { at_least: Duration::ZERO, deadline: None };
     core.wake(&key("a"), Lane::Ends);
     for _ in 0..6 {
@@ -132,7 +138,7 @@ fn an_end_wanted_during_an_end_that_fails_is_tried_again_soon() {
 
 #[test]
 fn a_hot_key_does_not_starve_others() {
-    let (mut core, now) = (Core::default(), Instant::now());
+    let (mut core, now) = (open(), Instant::now());
     for name in ["hot", "a", "b"] {
         core.wake(&key(name), Lane::Makes);
     }
@@ -149,6 +155,7 @@ fn a_hot_key_does_not_starve_others() {
 #[tokio::test(start_paused = true)]
 async fn a_waiter_gets_a_key_when_it_is_woken_or_due() {
     let queue = std::sync::Arc::new(Queue::default());
+    queue.open();
     let waiter = tokio::spawn({
         let queue = queue.clone();
         async move { queue.next(|| true).await }
@@ -162,4 +169,21 @@ async fn a_waiter_gets_a_key_when_it_is_woken_or_due() {
     queue.done(&taken, lane, Outcome::Settled(Some(before + Duration::from_secs(5))));
     assert_eq!(queue.next(|| false).await, (key("a"), Lane::Ends));
     assert_eq!(before.elapsed(), Duration::from_secs(5));
+}
+
+#[test]
+fn a_closed_queue_keeps_no_keys_and_what_was_in_flight_ends_without_a_trace() {
+    let (mut core, now) = (open(), Instant::now());
+    for name in ["a", "b", "c"] {
+        core.wake(&key(name), Lane::Makes);
+    }
+    assert_eq!(core.take(now, true), Some((key("a"), Lane::Makes)));
+    core.done(&key("a"), Lane::Makes, Outcome::Settled(Some(now)), now, 0.0);
+    assert_eq!(core.take(now, true), Some((key("a"), Lane::Ends)), "its timer");
+    core.close();
+    core.wake(&key("d"), Lane::Ends);
+    core.done(&key("a"), Lane::Ends, Outcome::Settled(Some(now)), now, 0.0);
+    assert_eq!((core.depth(), core.next_timer()), (0, None));
+    core.open();
+    assert_eq!(taken(&mut core, now), [""; 0]);
 }

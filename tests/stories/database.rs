@@ -2,9 +2,16 @@
 
 mod access;
 mod app;
+mod drop_in;
 mod fixture;
+mod functions;
+mod history;
+mod in_use;
+mod limits;
 mod migration;
+mod model;
 mod operator;
+mod realtime;
 mod wake;
 
 use anyhow::Result;
@@ -16,5 +23,19 @@ pub(crate) type Story = (&'static str, for<'a> fn(&'a Postgres) -> BoxFuture<'a,
 
 /// All stories about the database.
 pub(crate) fn stories() -> Vec<Story> {
-    [app::STORIES, operator::STORIES, wake::STORIES, migration::STORIES, access::STORIES].concat()
+    [
+        app::STORIES,
+        drop_in::STORIES,
+        functions::STORIES,
+        limits::STORIES,
+        in_use::STORIES,
+        history::STORIES,
+        realtime::STORIES,
+        operator::STORIES,
+        wake::STORIES,
+        migration::STORIES,
+        access::STORIES,
+        model::STORIES,
+    ]
+    .concat()
 }

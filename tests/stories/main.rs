@@ -8,6 +8,8 @@ mod account;
 mod bad_input;
 mod by_hand;
 mod database;
+mod in_use;
+mod leadership;
 mod lives;
 mod restarts;
 mod scale;
@@ -71,11 +73,13 @@ where
 fn stories() -> Vec<Story> {
     [
         lives::stories(),
+        in_use::stories(),
         by_hand::stories(),
         wakeups::stories(),
         restarts::stories(),
         bad_input::stories(),
         absence::stories(),
+        leadership::stories(),
         scale::stories(),
     ]
     .into_iter()

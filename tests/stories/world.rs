@@ -38,7 +38,6 @@ pub(crate) struct World {
     user: Uuid,
     app: tokio_postgres::Client,
     operator: Mutex<Option<Supervised>>,
-    log: PathBuf,
     kubeconfig: PathBuf,
 }
 
@@ -62,19 +61,26 @@ impl World {
         Api::<Namespace>::all(parts.client.clone()).create(&PostParams::default(), &new).await?;
         let user = database.sign_up().await?;
         let app = database.connect_as("postgres").await?;
-        let log = parts.testbed.directory().join(format!("{namespace}.log"));
         let kubeconfig = account::in_namespace(&parts.testbed.control_plane, &namespace)
             .await
             .context("make the operator's account")?;
-        Ok(Self { parts, database, namespace, user, app, operator: Mutex::default(), log, kubeconfig })
+        Ok(Self { parts, database, namespace, user, app, operator: Mutex::default(), kubeconfig })
     }
 
     /// Starts an operator under the account of `deploy/`, with settings beside those that lead it to this world.
     pub(crate) async fn start_operator(&self, settings: &[(&str, &str)]) -> Result<()> {
+        let operator = self.start_daemon("operator", settings).await?;
+        *self.operator.lock().expect("no story panics with it") = Some(operator);
+        Ok(())
+    }
+
+    /// The same for one of several: its log has its name.
+    pub(crate) async fn start_daemon(&self, name: &str, settings: &[(&str, &str)]) -> Result<Supervised> {
         let program = Program::new(env!("CARGO_BIN_EXE_cyberdesk-operator"), ["run"]);
-        let mut spec = Spec::new("cyberdesk-operator", program, self.parts.testbed.directory(), &self.log);
+        let log = self.log(name);
+        let mut spec = Spec::new("cyberdesk-operator", program, self.parts.testbed.directory(), &log);
         spec.stop_signal = 15;
-        spec.remove = vec![self.log.clone()];
+        spec.remove = vec![log];
         spec.remove_if_empty = vec![self.parts.testbed.directory().to_owned()];
         spec.env = BTreeMap::from([
             ("DATABASE_URL".to_owned(), self.database.url("cyberdesk_daemon")),
@@ -83,16 +89,24 @@ impl World {
             ("CYBERDESK_LOG_FORMAT".to_owned(), "text".to_owned()),
         ]);
         spec.env.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        let operator = Supervised::spawn(&spec)?;
-        operator.running().await?;
-        *self.operator.lock().expect("no story panics with it") = Some(operator);
-        Ok(())
+        let daemon = Supervised::spawn(&spec)?;
+        daemon.running().await?;
+        Ok(daemon)
+    }
+
+    fn log(&self, daemon: &str) -> PathBuf {
+        self.parts.testbed.directory().join(format!("{}-{daemon}.log", self.namespace))
     }
 
     /// Waits until the operator has logged this.
     pub(crate) async fn operator_says(&self, words: &str) -> Result<()> {
-        self.until(&format!("the operator says {words:?}"), async || {
-            Ok(std::fs::read_to_string(&self.log)?.contains(words))
+        self.daemon_says("operator", words).await
+    }
+
+    /// Waits until one of several has logged this.
+    pub(crate) async fn daemon_says(&self, name: &str, words: &str) -> Result<()> {
+        self.until(&format!("{name} says {words:?}"), async || {
+            Ok(std::fs::read_to_string(self.log(name))?.contains(words))
         })
         .await
     }
@@ -303,9 +317,11 @@ impl World {
             let objects = api.list(&ListParams::default().limit(5)).await.map(|list| list.items).unwrap_or_default();
             section(title, lines(objects.iter().map(|object| json!({ "name": object.name_any(), "deleting": object.metadata.deletion_timestamp, "status": object.data["status"] }))));
         }
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let tail = log.lines().rev().take(60).collect::<Vec<_>>();
-        section("the operator's log", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        for daemon in ["operator", "a", "b"] {
+            let Ok(log) = std::fs::read_to_string(self.log(daemon)) else { continue };
+            let tail = log.lines().rev().take(60).collect::<Vec<_>>();
+            section(&format!("the log of {daemon}"), tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
         text
     }
 }

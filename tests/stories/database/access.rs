@@ -23,11 +23,11 @@ async fn matrix(postgres: &Postgres) -> Result<()> {
             "select r.role || ' ' || what from unnest($1::text[]) as r (role), lateral (
                select lower(verb) || ' ' || c.oid::regclass as what
                  from pg_class c, unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) as v (verb)
-                where (c.relnamespace = 'cyberdesk'::regnamespace or c.relname = 'cyberdesk_instances') and c.relkind in ('r', 'v')
+                where (c.relnamespace = 'cyberdesk'::regnamespace or starts_with(c.relname, 'cyberdesk_')) and c.relkind in ('r', 'v')
                   and has_table_privilege(r.role, c.oid, verb)
                union all
                select 'execute ' || p.oid::regproc from pg_proc p
-                where (p.pronamespace = 'cyberdesk'::regnamespace or p.proname = 'request_shutdown')
+                where p.pronamespace in ('cyberdesk'::regnamespace, 'public'::regnamespace)
                   and has_function_privilege(r.role, p.oid, 'EXECUTE')
                union all
                select lower(verb) || ' schema cyberdesk' from unnest(array['USAGE', 'CREATE']) as v (verb)
@@ -42,9 +42,21 @@ async fn matrix(postgres: &Postgres) -> Result<()> {
         granted,
         [
             "authenticated execute cyberdesk.request_shutdown",
+            "authenticated execute cyberdesk.request_shutdown_all",
+            "authenticated execute cyberdesk.service_state",
+            "authenticated execute cyberdesk.set_desktop_timeout",
+            "authenticated execute cyberdesk.touch_desktop",
+            "authenticated execute desktop_service_state",
+            "authenticated execute extend_desktop",
             "authenticated execute request_shutdown",
+            "authenticated execute request_shutdown_all",
+            "authenticated execute set_desktop_timeout",
+            "authenticated execute touch_desktop",
+            "authenticated select cyberdesk.history",
+            "authenticated select cyberdesk_desktop_history",
             "authenticated select cyberdesk_instances",
             "authenticated usage schema cyberdesk",
+            "cyberdesk_daemon execute cyberdesk.\"trim\"",
             "cyberdesk_daemon execute cyberdesk.acquire",
             "cyberdesk_daemon execute cyberdesk.desktops_by_id",
             "cyberdesk_daemon execute cyberdesk.dirty_desktops",
@@ -52,13 +64,27 @@ async fn matrix(postgres: &Postgres) -> Result<()> {
             "cyberdesk_daemon execute cyberdesk.fence_epoch",
             "cyberdesk_daemon execute cyberdesk.identity",
             "cyberdesk_daemon execute cyberdesk.live_desktops",
+            "cyberdesk_daemon execute cyberdesk.paused",
             "cyberdesk_daemon execute cyberdesk.reconcile_projection",
             "cyberdesk_daemon execute cyberdesk.report",
+            "cyberdesk_daemon execute cyberdesk.sign_of_life",
+            "cyberdesk_daemon execute cyberdesk.warn",
             "cyberdesk_daemon usage schema cyberdesk",
             "service_role delete cyberdesk_instances",
             "service_role execute cyberdesk.request_shutdown",
+            "service_role execute cyberdesk.request_shutdown_all",
+            "service_role execute cyberdesk.service_state",
+            "service_role execute cyberdesk.set_desktop_timeout",
+            "service_role execute cyberdesk.touch_desktop",
+            "service_role execute desktop_service_state",
+            "service_role execute extend_desktop",
             "service_role execute request_shutdown",
+            "service_role execute request_shutdown_all",
+            "service_role execute set_desktop_timeout",
+            "service_role execute touch_desktop",
             "service_role insert cyberdesk_instances",
+            "service_role select cyberdesk.history",
+            "service_role select cyberdesk_desktop_history",
             "service_role select cyberdesk_instances",
             "service_role update cyberdesk_instances",
             "service_role usage schema cyberdesk",
@@ -120,11 +146,11 @@ async fn functions(postgres: &Postgres) -> Result<()> {
         .app
         .query(
             "select p.oid::regprocedure || ' can be led astray by a search path' from pg_proc p
-              where (p.pronamespace = 'cyberdesk'::regnamespace or p.proname = 'request_shutdown')
+              where p.pronamespace in ('cyberdesk'::regnamespace, 'public'::regnamespace)
                 and not coalesce(p.proconfig @> array['search_path=\"\"'], false)
              union all
              select p.oid::regprocedure || ' can be executed by everybody' from pg_proc p
-              where (p.pronamespace = 'cyberdesk'::regnamespace or p.proname = 'request_shutdown')
+              where p.pronamespace in ('cyberdesk'::regnamespace, 'public'::regnamespace)
                 and has_function_privilege('public', p.oid, 'EXECUTE')
              union all
              select p.oid::regprocedure || ' is exposed with its owner''s rights' from pg_proc p
@@ -133,8 +159,9 @@ async fn functions(postgres: &Postgres) -> Result<()> {
              select c.oid::regclass || ' is exposed without row-level security' from pg_class c
               where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and not c.relrowsecurity
              union all
-             select c.oid::regclass || ' is an exposed view' from pg_class c
+             select c.oid::regclass || ' is exposed with its owner''s rights' from pg_class c
               where c.relnamespace = 'public'::regnamespace and c.relkind in ('v', 'm')
+                and not coalesce(c.reloptions @> array['security_invoker=true'], false)
              union all
              select policyname || ' asks who it is once a row' from pg_policies
               where schemaname = 'public' and qual !~* 'select auth\\.uid\\(\\)'

@@ -56,6 +56,9 @@ const REFUSALS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kubevirt/refu
 /// Set, the run writes that file anew.
 const RECORD: &str = "CYBERDESK_RECORD";
 
+/// What older releases refuse and the newest admits.
+const REFUSED_BEFORE: [&str; 1] = ["an unknown architecture"];
+
 type Test = fn(&Sides) -> LocalBoxFuture<'_, Result<()>>;
 
 /// Each life and each manifest as a test of its own. Without sides they can only be listed.
@@ -108,11 +111,17 @@ impl Sides {
         compare::alike(("real", &real), ("simulated", &simulated)).map_err(anyhow::Error::msg)
     }
 
-    /// Has a bad manifest judged by both.
+    /// Has a bad manifest judged by both: the same answer word for word, or from an older release the same verdict.
     async fn answer(&self, fault: Fault) -> Result<()> {
         let vm = fault.vm("bad");
         let real = faults::answer(&self.real.client, &vm).await?;
         let simulated = faults::answer(&self.simulated.client, &vm).await?;
+        if players::release()? != Release::default() {
+            // Words change between releases, and the simulator has those of the newest.
+            let differs = real["admitted"] != simulated["admitted"];
+            ensure!(differs == REFUSED_BEFORE.contains(&fault.name), "real {real}, simulated {simulated}");
+            return Ok(());
+        }
         ensure!(real == simulated, "they differ:\n  real      {real}\n  simulated {simulated}");
         Ok(())
     }

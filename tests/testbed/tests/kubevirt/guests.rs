@@ -94,7 +94,8 @@ pub(crate) fn lives() -> Vec<Life> {
             stage.create("Once", |_| ()).await?;
             stage.ready().await?;
             stage.tell("lose-node").await?;
-            stage.until(Kind::Vmi, "a failed VMI", |vmi| vmi.state == "Failed").await?;
+            let tidied = |vmi: &Event| vmi.state == "Failed" && vmi.finalizers.is_empty();
+            stage.until(Kind::Vmi, "a failed VMI that nobody holds", tidied).await?;
             stage.until(Kind::Vm, "a VM that has stopped", |vm| vm.state == "Stopped").await?;
             stage.delete_vm().await
         }),

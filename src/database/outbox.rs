@@ -1,0 +1,197 @@
+//! What waits to be told to the database: pure, with time as an argument.
+//!
+//! At most one entry per desktop, the newest. Each stays until its answer is final, and none waits behind others
+//! that do not move.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Unbounded};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::model::Report;
+
+/// Most entries in one statement: 500 is where a statement takes some 10 ms (measured on 1 M rows).
+const BATCH: usize = 500;
+/// Wait before a report that the database refused is tried again, or for a new one of the same desktop.
+const REFUSED: Duration = Duration::from_secs(60);
+
+/// Reports and expiries without a final answer.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    reports: BTreeMap<Uuid, Report>,
+    expiries: BTreeSet<Uuid>,
+    /// The last entries sent. The next are those after them, so that none waits behind others that do not move.
+    sent: Sent,
+    /// Reports that the database refuses, by themselves, and when to try them again.
+    refused: BTreeMap<Uuid, Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Sent {
+    report: Uuid,
+    expiry: Uuid,
+    /// Half of what was sent when the database refused a batch, until batches are taken again.
+    size: Option<usize>,
+}
+
+/// The database's answer to one entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It stands, now or since before; or there is nothing that it could change.
+    Final,
+    /// The row was locked by somebody else.
+    Busy,
+    /// What was acted on is not what the database has: it must be read anew.
+    Stale,
+}
+
+impl Answer {
+    /// Reads a word of `cyberdesk.report` or `cyberdesk.expire`.
+    pub fn of(word: &str) -> Self {
+        match word {
+            "written" | "same" | "missing" | "expired" | "touched" => Self::Final,
+            "busy" => Self::Busy,
+            _ => Self::Stale,
+        }
+    }
+}
+
+impl Outbox {
+    /// Entries that have no final answer yet.
+    pub fn len(&self) -> usize {
+        self.reports.len() + self.expiries.len()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A report to tell. A later word of the same desktop takes the place of an earlier one.
+    pub fn report(&mut self, report: Report) {
+        self.reports.insert(report.id, report);
+    }
+
+    /// A row to end at its deadline.
+    pub fn expire(&mut self, id: Uuid) {
+        self.expiries.insert(id);
+    }
+
+    /// The reports of the next statement.
+    pub fn next_reports(&mut self, now: Instant) -> Vec<Report> {
+        let (after, size) = (self.sent.report, self.sent.size.unwrap_or(BATCH));
+        let round = self.reports.range((Excluded(after), Unbounded)).chain(self.reports.range(..=after));
+        let due = |id: &Uuid| self.refused.get(id).is_none_or(|until| *until <= now);
+        let next: Vec<Report> = round.filter(|(id, _)| due(id)).take(size).map(|(_, report)| report.clone()).collect();
+        self.sent.report = next.last().map_or(after, |report| report.id);
+        next
+    }
+
+    /// The expiries of the next statement.
+    pub fn next_expiries(&mut self) -> Vec<Uuid> {
+        let after = self.sent.expiry;
+        let round = self.expiries.range((Excluded(after), Unbounded)).chain(self.expiries.range(..=after));
+        let next: Vec<Uuid> = round.take(BATCH).copied().collect();
+        self.sent.expiry = next.last().copied().unwrap_or(after);
+        next
+    }
+
+    /// The database has answered a report. Whether it is done with: a later word that came meanwhile stays.
+    pub fn answered(&mut self, report: &Report, answer: Answer) -> bool {
+        if answer == Answer::Busy {
+            return false;
+        }
+        self.refused.remove(&report.id);
+        if self.reports.get(&report.id) == Some(report) {
+            self.reports.remove(&report.id);
+        }
+        true
+    }
+
+    /// The database has answered an expiry. Whether it is done with.
+    pub fn expiry_answered(&mut self, id: Uuid, answer: Answer) -> bool {
+        let done = answer != Answer::Busy;
+        if done {
+            self.expiries.remove(&id);
+        }
+        done
+    }
+
+    /// The database takes batches again: they grow back to their full size.
+    pub fn accepted(&mut self) {
+        self.sent.size = self.sent.size.map(|size| size * 2).filter(|size| *size < BATCH);
+    }
+
+    /// The database refuses one of these. Halving them leads to it; the others go on.
+    pub fn refuse(&mut self, batch: &[Report], now: Instant) -> Option<Uuid> {
+        match batch {
+            [one] => {
+                self.refused.insert(one.id, now + REFUSED);
+                Some(one.id)
+            }
+            batch => {
+                self.sent.size = Some(batch.len().div_ceil(2).max(1));
+                // The same again, from before the first of them.
+                self.sent.report =
+                    batch.first().map_or(Uuid::nil(), |first| Uuid::from_u128(first.id.as_u128().wrapping_sub(1)));
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outbox_of(ids: impl IntoIterator<Item = u128>) -> Outbox {
+        let report = |id| Report {
+            id: Uuid::from_u128(id),
+            generation: 1,
+            vm_uid: None,
+            status: None,
+            reason: None,
+            message: None,
+            ended: false,
+        };
+        let reports = ids.into_iter().map(|id| (Uuid::from_u128(id), report(id))).collect();
+        Outbox { reports, ..Outbox::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn entries_that_do_not_move_hold_up_no_others() {
+        let mut outbox = outbox_of(1..=1200);
+        let now = Instant::now();
+        let mut sent: Vec<u128> = (0..3).flat_map(|_| outbox.next_reports(now)).map(|r| r.id.as_u128()).collect();
+        sent.sort_unstable();
+        sent.dedup();
+        assert_eq!(sent.len(), 1200, "in three batches of 500 each was sent, though none was answered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_entry_that_the_database_refuses_ends_up_alone_and_the_others_pass_it_by() {
+        let mut outbox = outbox_of(1..=700);
+        let now = Instant::now();
+        let poison = Uuid::from_u128(333);
+        let mut statements = 0;
+        while outbox.reports.len() > 1 {
+            statements += 1;
+            assert!(statements < 40, "{} are left", outbox.reports.len());
+            let batch = outbox.next_reports(now);
+            if batch.iter().any(|report| report.id == poison) {
+                outbox.refuse(&batch, now);
+            } else {
+                outbox.accepted();
+                batch.iter().for_each(|report| assert!(outbox.answered(report, Answer::Final)));
+            }
+        }
+        assert!(outbox.reports.contains_key(&poison));
+        if let [last] = outbox.next_reports(now).as_slice() {
+            outbox.refuse(std::slice::from_ref(last), now);
+        }
+        assert_eq!(outbox.next_reports(now), [], "it is left alone for a while");
+        assert_eq!(outbox.next_reports(now + REFUSED).len(), 1);
+    }
+}

@@ -1,0 +1,398 @@
+//! Leadership: of several daemons one works, and none goes on after its time.
+//!
+//! A Lease in our namespace says who leads. Its counter (`leaseTransitions`) is raised by compare-and-swap by
+//! whoever takes it, and is the epoch of the term: the database refuses a lesser one, the cluster is written
+//! only while the rest of the lease is longer than the call may take.
+//!
+//! What must stay true:
+//!
+//! - A leader counts its lease from before it asked for the renewal, a candidate from after it saw it, both by
+//!   their own monotonic clocks: the leader's is over first. Nobody's wall clock matters.
+//! - A term has an epoch greater than every one that this process has seen, of Lease or database. So a Lease
+//!   that somebody deletes, or a database that knows a later epoch, costs a new term and nothing more.
+//! - Holder names are for people, but for one thing: a container that starts anew in its pod finds its own name
+//!   in the Lease. Its predecessor is dead, so it need not wait.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt, pin_mut};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::Api;
+use kube::api::{ObjectMeta, PostParams};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::watch_object;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::clock::Clock;
+use crate::telemetry::chain;
+
+/// The Lease's name, in the namespace of the CRs.
+const NAME: &str = "cyberdesk-operator";
+/// How long a lease lasts after it was last renewed: a killed leader's successor begins within this.
+const LASTS: Duration = Duration::from_secs(12);
+/// The leader gives up this long before the others may begin: clocks do not run at one speed, and what was sent
+/// needs time to land.
+const MARGIN: Duration = Duration::from_secs(2);
+/// How often the leader renews it. Five renewals must fail in a row before it is lost.
+const RENEWAL: Duration = Duration::from_secs(2);
+/// Wait after a call to the API server failed.
+const RETRY: Duration = Duration::from_millis(500);
+
+const _: () = assert!(RENEWAL.as_secs() * 4 < LASTS.as_secs() - MARGIN.as_secs());
+
+/// The right to write, for as long as nobody has a later one. The database checks it in every writing function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Term {
+    /// Greater than that of every leader before.
+    pub epoch: i64,
+    /// Tells two leaders apart that came by the same epoch: of two clusters, or of a copied database.
+    pub token: Uuid,
+}
+
+/// Who leads, as far as this process knows and may act on.
+#[derive(Debug)]
+pub struct Leadership {
+    api: Api<Lease>,
+    identity: String,
+    held: watch::Sender<Option<Held>>,
+    /// The greatest epoch seen anywhere.
+    floor: AtomicI64,
+    /// The database knows an epoch that is not below ours.
+    behind: Notify,
+}
+
+/// A lease that is ours.
+#[derive(Clone, Debug)]
+struct Held {
+    term: Term,
+    /// Nothing may be written after this.
+    until: Instant,
+    /// As the API server last answered: a write to any other version is refused.
+    lease: Lease,
+}
+
+impl Leadership {
+    /// `identity` names this process in the Lease: in a pod, the pod's name.
+    pub fn new(api: Api<Lease>, identity: String) -> Self {
+        let held = watch::Sender::new(None);
+        Self { api, identity, held, floor: AtomicI64::new(0), behind: Notify::new() }
+    }
+
+    /// What is left of the lease. `None`: this process does not lead, and may write nothing.
+    pub fn rest(&self) -> Option<Duration> {
+        let until = self.held.borrow().as_ref()?.until;
+        until.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
+    }
+
+    /// Waits until this process leads.
+    pub async fn begun(&self) -> Term {
+        self.other_than(None).await
+    }
+
+    /// Waits until this process does not lead.
+    pub async fn ended(&self) {
+        // The sender is here, so it is not gone.
+        let _ = self.held.subscribe().wait_for(Option::is_none).await;
+    }
+
+    /// Tells that the database knows this epoch and so refuses ours. Answers the next term, which is above it.
+    pub async fn raise_above(&self, epoch: i64, refused: Term) -> Term {
+        self.floor.fetch_max(epoch, Ordering::Relaxed);
+        self.behind.notify_one();
+        self.other_than(Some(refused)).await
+    }
+
+    async fn other_than(&self, refused: Option<Term>) -> Term {
+        let mut held = self.held.subscribe();
+        let held = held.wait_for(|held| held.as_ref().is_some_and(|held| Some(held.term) != refused)).await;
+        held.ok().and_then(|held| Some(held.as_ref()?.term)).expect("the sender is here, and waits for a term")
+    }
+
+    /// Stands for election, leads, and stands again, for as long as the daemon runs.
+    pub(crate) async fn run(&self, clock: &Clock) {
+        let mut first = true;
+        loop {
+            let held = self.campaign(std::mem::take(&mut first), clock).await;
+            info!(epoch = held.term.epoch, "leading");
+            let lost = self.keep(held, clock).await;
+            self.held.send_replace(None);
+            warn!(why = lost, "no longer leading; standing by");
+        }
+    }
+
+    /// Gives the Lease back, so that another begins at once. One that is not ours any more is left alone.
+    pub(crate) async fn release(&self) {
+        let Some(held) = self.held.send_replace(None) else { return };
+        let mut lease = held.lease;
+        for _ in 0..2 {
+            let spec = lease.spec.get_or_insert_default();
+            spec.holder_identity = None;
+            spec.lease_duration_seconds = Some(1);
+            match self.api.replace(NAME, &PostParams::default(), &lease).await {
+                Ok(_) => return info!("gave the Lease back"),
+                // A renewal was under way when we stopped.
+                Err(error) if is_conflict(&error) => match self.api.get(NAME).await {
+                    Ok(now) if self.is_of(&now, held.term) => lease = now,
+                    _ => return,
+                },
+                Err(error) => return warn!(error = %chain(&error), "cannot give the Lease back: it runs out by itself"),
+            }
+        }
+    }
+
+    /// Waits for its turn and takes the Lease.
+    async fn campaign(&self, first: bool, clock: &Clock) -> Held {
+        let mut candidate = Candidate::new(self.identity.clone(), first);
+        let watch = watch_object(self.api.clone(), NAME).default_backoff();
+        pin_mut!(watch);
+        loop {
+            match candidate.next(Instant::now()) {
+                Next::Wait(until) => self.observe(&mut watch, &mut candidate, until).await,
+                Next::Take => {
+                    let began = Instant::now();
+                    match self.take(&candidate, clock).await {
+                        Ok(lease) => return self.hold(began, lease),
+                        // Somebody was quicker, or the watch has been silent.
+                        Err(error) if is_conflict(&error) => match self.api.get_opt(NAME).await {
+                            Ok(lease) => candidate.observe(lease, Instant::now()),
+                            Err(_) => sleep(RETRY).await,
+                        },
+                        Err(error) => {
+                            warn!(error = %chain(&error), "cannot take the Lease; will try again");
+                            sleep(RETRY).await;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn observe(
+        &self,
+        watch: &mut (impl Stream<Item = Result<Option<Lease>, kube::runtime::watcher::Error>> + Unpin),
+        candidate: &mut Candidate,
+        until: Option<Instant>,
+    ) {
+        let due = async {
+            match until {
+                Some(until) => sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            seen = watch.next() => match seen {
+                Some(Ok(lease)) => candidate.observe(lease, Instant::now()),
+                // It goes on after its back-off; when the lease is due, the take itself finds out.
+                Some(Err(error)) => warn!(error = %chain(&error), "cannot watch the Lease; will try again"),
+                None => sleep(RETRY).await,
+            },
+            () = due => (),
+        }
+    }
+
+    /// One try. It succeeds only on the version that was seen.
+    async fn take(&self, candidate: &Candidate, clock: &Clock) -> kube::Result<Lease> {
+        let seen = candidate.lease();
+        let last = seen.map_or(0, epoch_of);
+        self.floor.fetch_max(last, Ordering::Relaxed);
+        let lease = self.written(seen.cloned().unwrap_or_default(), self.next_epoch(), clock);
+        match seen {
+            Some(_) => self.api.replace(NAME, &PostParams::default(), &lease).await,
+            None => self.api.create(&PostParams::default(), &lease).await,
+        }
+    }
+
+    /// Renews for as long as that can be done. Answers why it ended.
+    async fn keep(&self, mut held: Held, clock: &Clock) -> &'static str {
+        loop {
+            let behind = tokio::select! {
+                () = sleep(RENEWAL) => false,
+                () = self.behind.notified() => true,
+            };
+            let epoch = if behind { self.next_epoch() } else { held.term.epoch };
+            held = loop {
+                let began = Instant::now();
+                let lease = self.written(held.lease.clone(), epoch, clock);
+                match timeout_at(held.until, self.api.replace(NAME, &PostParams::default(), &lease)).await {
+                    Ok(Ok(lease)) if behind => break self.hold(began, lease),
+                    Ok(Ok(lease)) => break self.renewed(&held, began, lease),
+                    Ok(Err(error)) if is_conflict(&error) => match timeout_at(held.until, self.api.get_opt(NAME)).await
+                    {
+                        // Only what is none of ours was written: somebody's annotation.
+                        Ok(Ok(Some(now))) if self.is_of(&now, held.term) => held.lease = now,
+                        Ok(Ok(Some(_))) => return "another daemon has taken the Lease",
+                        Ok(Ok(None)) => return "somebody deleted the Lease",
+                        Ok(Err(_)) => sleep(RETRY).await,
+                        Err(_) => return "the Lease ran out before it could be renewed",
+                    },
+                    Ok(Err(error)) => {
+                        warn!(error = %chain(&error), "cannot renew the Lease; will try again");
+                        sleep(RETRY).await;
+                    }
+                    Err(_) => return "the Lease ran out before it could be renewed",
+                }
+            };
+        }
+    }
+
+    fn hold(&self, began: Instant, lease: Lease) -> Held {
+        let term = Term { epoch: epoch_of(&lease), token: Uuid::new_v4() };
+        self.renewed(&Held { term, until: began, lease: Lease::default() }, began, lease)
+    }
+
+    fn renewed(&self, held: &Held, began: Instant, lease: Lease) -> Held {
+        let held = Held { term: held.term, until: began + LASTS - MARGIN, lease };
+        self.held.send_replace(Some(held.clone()));
+        held
+    }
+
+    fn next_epoch(&self) -> i64 {
+        self.floor.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The Lease as this process writes it. What others keep in it stays.
+    fn written(&self, mut lease: Lease, epoch: i64, clock: &Clock) -> Lease {
+        lease.metadata = ObjectMeta { name: Some(NAME.to_owned()), managed_fields: None, ..lease.metadata };
+        let now = clock.now().map(|now| MicroTime(now.cluster));
+        let spec = lease.spec.get_or_insert_default();
+        let anew = spec.lease_transitions.map(i64::from) != Some(epoch);
+        *spec = LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: i32::try_from(LASTS.as_secs()).ok(),
+            lease_transitions: i32::try_from(epoch).ok(),
+            acquire_time: if anew { now.clone() } else { spec.acquire_time.clone() },
+            renew_time: now.or_else(|| spec.renew_time.clone()).or(Some(MicroTime(Timestamp::UNIX_EPOCH))),
+            ..spec.clone()
+        };
+        lease
+    }
+
+    fn is_of(&self, lease: &Lease, term: Term) -> bool {
+        holder(lease) == Some(&self.identity) && epoch_of(lease) == term.epoch
+    }
+}
+
+fn holder(lease: &Lease) -> Option<&str> {
+    lease.spec.as_ref()?.holder_identity.as_deref().filter(|holder| !holder.is_empty())
+}
+
+fn epoch_of(lease: &Lease) -> i64 {
+    lease.spec.as_ref().and_then(|spec| spec.lease_transitions).map_or(0, i64::from)
+}
+
+/// The Lease is another by now, or gone, or there already.
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
+}
+
+/// What to do next in an election.
+#[derive(Debug, PartialEq)]
+enum Next {
+    /// Try to take the Lease.
+    Take,
+    /// Look what becomes of it, and again at this instant.
+    Wait(Option<Instant>),
+}
+
+/// The election without the calls: what the Lease was last seen to say, and since when.
+#[derive(Debug)]
+struct Candidate {
+    identity: String,
+    seen: Option<(Option<Lease>, Instant)>,
+    /// Whether the Lease could be one that this process's predecessor left.
+    fresh: bool,
+}
+
+impl Candidate {
+    fn new(identity: String, fresh: bool) -> Self {
+        Self { identity, seen: None, fresh }
+    }
+
+    fn lease(&self) -> Option<&Lease> {
+        self.seen.as_ref()?.0.as_ref()
+    }
+
+    fn observe(&mut self, lease: Option<Lease>, now: Instant) {
+        // From the second look on, our name in it is another process's.
+        self.fresh &= self.seen.is_none();
+        let version = |lease: &Option<Lease>| {
+            lease.as_ref().map(|lease| (lease.metadata.uid.clone(), lease.metadata.resource_version.clone()))
+        };
+        match &mut self.seen {
+            Some((known, _)) if version(known) == version(&lease) => (),
+            seen => *seen = Some((lease, now)),
+        }
+    }
+
+    fn next(&self, now: Instant) -> Next {
+        let Some((lease, since)) = &self.seen else { return Next::Wait(None) };
+        let Some(lease) = lease else { return Next::Take };
+        match holder(lease) {
+            None => Next::Take,
+            Some(holder) if holder == self.identity && self.fresh => Next::Take,
+            Some(_) => {
+                let lasts = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds);
+                let lasts = lasts.and_then(|seconds| u64::try_from(seconds).ok()).map_or(LASTS, Duration::from_secs);
+                let until = *since + lasts;
+                if until <= now { Next::Take } else { Next::Wait(Some(until)) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn lease(version: u64, holder: &str) -> Option<Lease> {
+        let metadata = ObjectMeta { resource_version: Some(version.to_string()), ..ObjectMeta::default() };
+        let holder = (!holder.is_empty()).then(|| holder.to_owned());
+        let spec = LeaseSpec { holder_identity: holder, lease_duration_seconds: Some(12), ..LeaseSpec::default() };
+        Some(Lease { metadata, spec: Some(spec) })
+    }
+
+    /// Whether a process that has just started takes the Lease that it saw so at these seconds.
+    fn takes(sights: impl IntoIterator<Item = (u32, Option<Lease>)>, seconds: u32) -> bool {
+        let start = Instant::now();
+        let mut candidate = Candidate::new("me".to_owned(), true);
+        for (at, lease) in sights {
+            candidate.observe(lease, start + SECOND * at);
+        }
+        candidate.next(start + SECOND * seconds) == Next::Take
+    }
+
+    #[test]
+    fn nobody_takes_what_was_not_seen() {
+        assert!(!takes([], 100));
+    }
+
+    #[test]
+    fn a_lease_that_is_free_or_not_there_is_taken_at_once() {
+        assert!(takes([(0, None)], 0));
+        assert!(takes([(0, lease(1, ""))], 0));
+        assert!(takes([(0, lease(1, "other")), (1, lease(2, ""))], 1), "given back");
+        assert!(takes([(0, lease(1, "other")), (1, None)], 1), "deleted");
+    }
+
+    #[test]
+    fn a_lease_of_another_is_waited_for_from_when_it_was_last_seen_to_change() {
+        assert!(!takes([(0, lease(1, "other"))], 11));
+        assert!(takes([(0, lease(1, "other"))], 12));
+        assert!(!takes([(0, lease(1, "other")), (10, lease(2, "other"))], 21), "it was renewed");
+        assert!(takes([(0, lease(1, "other")), (10, lease(1, "other"))], 12), "to see it again is no renewal");
+    }
+
+    #[test]
+    fn a_process_takes_its_predecessors_lease_at_once_but_not_that_of_a_later_namesake() {
+        assert!(takes([(0, lease(1, "me"))], 0));
+        assert!(!takes([(0, lease(1, "other")), (1, lease(2, "me"))], 2));
+    }
+}

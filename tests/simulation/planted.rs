@@ -1,0 +1,26 @@
+//! Bugs of the predecessor's kind, planted to see that the simulation finds them.
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// The row never hears that its deadline has ended it.
+    TimeoutNotTold,
+    /// A write while the database is away is logged and forgotten.
+    UpdateSwallowed,
+    /// A VM is deleted only if the CR's status names it: one from before a crash is leaked.
+    NotInStatusNotDeleted,
+    /// A late `running` is written whatever the row says by now.
+    UnguardedStatus,
+    /// A VM that somebody deleted is made again: nobody remembers that there was one.
+    MadeAgain,
+}
+
+impl Bug {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::TimeoutNotTold,
+        Self::UpdateSwallowed,
+        Self::NotInStatusNotDeleted,
+        Self::UnguardedStatus,
+        Self::MadeAgain,
+    ];
+}

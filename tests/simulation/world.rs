@@ -1,0 +1,792 @@
+//! The world that a schedule plays in: one database, one cluster, two daemons, an app, people, and the time.
+//!
+//! A schedule is a list of numbers. Each names one thing that may happen and whom it happens to, whatever happened
+//! before: so a schedule from which some are left out is a schedule too, and a failing one can be shrunk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use cyberdesk_operator::crd::CyberdeskSpec;
+use cyberdesk_operator::lease::Term;
+use cyberdesk_operator::model::{Desired, Now, RowStatus, RunStrategy, VmiPhase};
+use cyberdesk_operator::names::{Key, Owner};
+use cyberdesk_operator::plan::Action;
+use cyberdesk_operator::template::Templates;
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::{Instant, advance};
+use uuid::Uuid;
+
+use crate::cluster::Cluster;
+use crate::daemon::{Daemon, FAILED};
+use crate::database::{Database, is_live};
+use crate::planted::Bug;
+
+/// How long a lease lasts, and how long its holder may write.
+const LASTS: Duration = Duration::from_secs(12);
+const HOLDS: Duration = Duration::from_secs(10);
+/// The database's clock is ahead of the API server's by this.
+const SKEW: SignedDuration = SignedDuration::from_secs(3);
+const ROWS: u32 = 3;
+const BY_HAND: [&str; 1] = ["by-hand"];
+
+/// What may happen.
+#[derive(Clone, Copy, Debug)]
+enum Happening {
+    Insert,
+    Write,
+    Request,
+    Deadline,
+    Delete,
+    Lock,
+    Person,
+    Guest,
+    KubeVirt,
+    Hear,
+    Read,
+    Take,
+    Act,
+    WriteBack,
+    StartOrDie,
+    FreezeOrWake,
+    Lead,
+    LandLate,
+    Cut,
+    Time,
+}
+
+impl Happening {
+    /// How likely each is: the wheels turn far more often than anything befalls them.
+    fn of(number: u32) -> Self {
+        match number {
+            0..=2 => Self::Insert,
+            3 => Self::Write,
+            4 => Self::Request,
+            5 => Self::Deadline,
+            6 => Self::Delete,
+            7 => Self::Lock,
+            8..=9 => Self::Person,
+            10 => Self::Guest,
+            11..=24 => Self::KubeVirt,
+            25..=48 => Self::Hear,
+            49..=58 => Self::Read,
+            59..=74 => Self::Take,
+            75..=106 => Self::Act,
+            107..=115 => Self::WriteBack,
+            116 => Self::StartOrDie,
+            117 => Self::FreezeOrWake,
+            118..=123 => Self::Lead,
+            124..=125 => Self::LandLate,
+            126 => Self::Cut,
+            _ => Self::Time,
+        }
+    }
+}
+
+/// A word of the story, or why it broke.
+pub(crate) type Told = Result<Option<String>, String>;
+
+/// A process: running, frozen or dead.
+enum Process {
+    Runs(Box<Daemon>),
+    Frozen(Box<Daemon>),
+    Dead,
+}
+
+impl Process {
+    fn runs(&mut self) -> Option<&mut Daemon> {
+        match self {
+            Self::Runs(daemon) => Some(daemon),
+            Self::Frozen(_) | Self::Dead => None,
+        }
+    }
+}
+
+struct Lease {
+    epoch: i64,
+    holder: Option<usize>,
+    renewed: Instant,
+}
+
+pub(crate) struct World {
+    pub(crate) database: Database,
+    pub(crate) cluster: Cluster,
+    processes: [Process; 2],
+    lease: Lease,
+    /// Calls whose caller is gone: they may land late, or never.
+    limbo: Vec<(Key, Action)>,
+    database_away: bool,
+    api_away: bool,
+    locked: BTreeSet<Uuid>,
+    run_strategy: RunStrategy,
+    templates: Templates,
+    began: Instant,
+    bug: Option<Bug>,
+    seen: Witness,
+    pub(crate) deeds: Deeds,
+}
+
+/// How often each kind of thing has happened: a simulation in which nothing happens finds nothing.
+pub(crate) type Deeds = BTreeMap<String, u64>;
+
+/// What must be remembered to judge a step by those before it.
+#[derive(Default)]
+struct Witness {
+    statuses: BTreeMap<Uuid, RowStatus>,
+    absent: BTreeSet<Uuid>,
+    /// VMs that landed late, after their caller was gone.
+    late: BTreeSet<String>,
+    /// Desktops whose Secret landed late.
+    late_secrets: BTreeSet<Key>,
+}
+
+impl World {
+    pub(crate) fn new(run_strategy: RunStrategy, bug: Option<Bug>) -> Self {
+        let vm = "apiVersion: kubevirt.io/v1\nkind: VirtualMachine\nspec: {template: {spec: {domain: {}}}}\n";
+        Self {
+            database: Database::default(),
+            cluster: Cluster::default(),
+            processes: [Process::Runs(Box::new(Daemon::start(bug))), Process::Runs(Box::new(Daemon::start(bug)))],
+            lease: Lease { epoch: 0, holder: None, renewed: Instant::now() },
+            limbo: vec![],
+            database_away: false,
+            api_away: false,
+            locked: BTreeSet::new(),
+            run_strategy,
+            templates: Templates::new("ns", [("default.yaml", vm)]),
+            began: Instant::now(),
+            bug,
+            seen: Witness::default(),
+            deeds: Deeds::default(),
+        }
+    }
+
+    /// Two daemons that have listed and read everything, one of which leads.
+    pub(crate) fn begin(&mut self) {
+        for at in 0..2 {
+            self.reads(at, 0);
+            self.reads(at, 1);
+            self.leads(at);
+        }
+    }
+
+    fn now(&self) -> Now {
+        let passed = SignedDuration::try_from(self.began.elapsed()).expect("a schedule takes hours, not ages");
+        let cluster = Timestamp::from_second(1_800_000_000).expect("a time") + passed;
+        Now { cluster, database: cluster + SKEW }
+    }
+
+    /// Does what this number stands for, and checks every invariant.
+    pub(crate) async fn step(&mut self, choice: u32) -> Told {
+        let (what, which, how) = (choice % 128, (choice >> 7) % 1024, choice >> 17);
+        let told = self.happens(what, which, how).await?;
+        if told.is_some() {
+            self.count(format!("{:?}", Happening::of(what)));
+            self.check()?;
+        }
+        Ok(told)
+    }
+
+    async fn happens(&mut self, what: u32, which: u32, how: u32) -> Told {
+        let id = Uuid::from_u128(u128::from(which % ROWS) + 1);
+        let daemon = usize::from(which & 512 != 0);
+        Ok(match Happening::of(what) {
+            Happening::Insert => self.app_inserts(id, how),
+            Happening::Write => self.app_writes(id, how),
+            Happening::Request => {
+                let changed = self.database.request_shutdown(id, None).filter(|changed| *changed);
+                changed.map(|_| format!("the app asks {} to end", name(id)))
+            }
+            Happening::Deadline => self.app_moves_deadline(id, how),
+            Happening::Delete => self.database.delete(id).then(|| format!("the app deletes {}", name(id))),
+            Happening::Lock => self.app_locks(id),
+            Happening::Person => self.person(id, how),
+            Happening::Guest => self.guest(which, how),
+            Happening::KubeVirt => self.kubevirt(which, how),
+            Happening::Hear => self.hears(daemon, which),
+            Happening::Read => self.reads(daemon, how),
+            Happening::Take => self.takes(daemon),
+            Happening::Act => self.acts(daemon, which, how)?,
+            Happening::WriteBack => self.writes_back(daemon),
+            Happening::StartOrDie => self.starts_or_dies(daemon, how),
+            Happening::FreezeOrWake => self.freezes_or_wakes(daemon, how),
+            Happening::Lead => self.leads(daemon),
+            Happening::LandLate => self.lands_late(which),
+            Happening::Cut => self.cuts(how),
+            Happening::Time => {
+                let seconds = u64::from(how % 16) + 1;
+                advance(Duration::from_secs(seconds)).await;
+                Some(format!("{seconds} s pass"))
+            }
+        })
+    }
+
+    fn count(&mut self, deed: impl Into<String>) {
+        *self.deeds.entry(deed.into()).or_default() += 1;
+    }
+
+    // ----- the app and people
+
+    fn app_inserts(&mut self, id: Uuid, how: u32) -> Option<String> {
+        let status = match how % 16 {
+            0 => RowStatus::Terminated,
+            1 => RowStatus::Running,
+            _ => RowStatus::Pending,
+        };
+        let seconds = [0, 20, 60, 3600][(how / 16 % 4) as usize];
+        let at = self.now().database + SignedDuration::from_secs(seconds);
+        let done = self.database.insert(id, status, at);
+        done.then(|| format!("the app inserts {} as {} for {seconds} s", name(id), status.as_str()))
+    }
+
+    fn app_writes(&mut self, id: Uuid, how: u32) -> Option<String> {
+        use RowStatus::{Completed, Error, Pending, Running, Terminated};
+        let status = [Pending, Running, Completed, Error, Terminated][(how % 5) as usize];
+        let done = self.database.write_status(id, status);
+        done.then(|| format!("the app writes {} to {}", status.as_str(), name(id)))
+    }
+
+    fn app_moves_deadline(&mut self, id: Uuid, how: u32) -> Option<String> {
+        let seconds = [0, 5, 60, 3600][(how % 4) as usize];
+        let at = self.now().database + SignedDuration::from_secs(seconds);
+        self.database.set_timeout(id, at).then(|| format!("the app gives {} {seconds} s", name(id)))
+    }
+
+    fn app_locks(&mut self, id: Uuid) -> Option<String> {
+        if self.locked.remove(&id) {
+            return Some(format!("the app commits, and unlocks {}", name(id)));
+        }
+        self.locked.insert(id).then(|| format!("the app locks {}", name(id)))
+    }
+
+    fn person(&mut self, id: Uuid, how: u32) -> Option<String> {
+        let key = if how & 1 == 0 { Key::of_row(id) } else { Key::new(BY_HAND[0]) };
+        let now = self.now();
+        let what = match how / 2 % 8 {
+            0 => self.cluster.delete_cr(&key, None).then_some("deletes the CR"),
+            1 => self.cluster.delete_vm(&key, None).then_some("deletes the VM"),
+            2 => self.cluster.delete_vmi(&key, None).then_some("deletes the VMI"),
+            3 if self.cluster.crs.get(&key).is_none() && self.cluster.vms.get(&key).is_none() => {
+                self.cluster.create_vm(&key, None, RunStrategy::Once).then_some("makes a VM of that name")
+            }
+            _ => {
+                let spec = CyberdeskSpec { timeout_ms: Some(60_000), ..CyberdeskSpec::default() };
+                let by_hand = key.row_id().is_none();
+                (by_hand && self.cluster.create_cr(&key, None, spec, now.cluster)).then_some("applies a CR")
+            }
+        };
+        what.map(|what| format!("a person {what}: {}", short(&key)))
+    }
+
+    // ----- KubeVirt
+
+    fn kubevirt(&mut self, which: u32, how: u32) -> Option<String> {
+        let key = pick(&self.cluster.keys(), which)?;
+        let what = self.cluster.kubevirt(&key, !how.is_multiple_of(4))?;
+        Some(format!("KubeVirt {what}: {}", short(&key)))
+    }
+
+    fn guest(&mut self, which: u32, how: u32) -> Option<String> {
+        let key = pick(&self.cluster.keys(), which)?;
+        let (phase, what) =
+            if how & 1 == 0 { (VmiPhase::Failed, "crashes") } else { (VmiPhase::Succeeded, "powers off") };
+        self.cluster.guest_ends(&key, phase).then(|| format!("the guest {what}: {}", short(&key)))
+    }
+
+    // ----- the daemons
+
+    fn hears(&mut self, at: usize, which: u32) -> Option<String> {
+        let daemon = self.processes[at].runs().filter(|_| !self.api_away)?;
+        let heard = match which % 3 {
+            0 => daemon.crs.hear(&self.cluster.crs, &daemon.queue).then_some("a CR"),
+            1 => daemon.vms.hear(&self.cluster.vms, &daemon.queue).then_some("a VM"),
+            _ => daemon.vmis.hear(&self.cluster.vmis, &daemon.queue).then_some("a VMI"),
+        };
+        heard.map(|kind| format!("{} hears of {kind}", person(at)))
+    }
+
+    fn reads(&mut self, at: usize, how: u32) -> Option<String> {
+        let daemon = self.processes[at].runs()?;
+        match how % 8 {
+            0 if !self.api_away => {
+                daemon.crs.list(&self.cluster.crs, &daemon.queue);
+                daemon.vms.list(&self.cluster.vms, &daemon.queue);
+                daemon.vmis.list(&self.cluster.vmis, &daemon.queue);
+                Some(format!("{} lists the cluster", person(at)))
+            }
+            // The predecessor never looked again.
+            1 | 2 if self.bug == Some(Bug::UpdateSwallowed) && daemon.store.is_complete() => None,
+            1 | 2 if !self.database_away => {
+                daemon.resync(&self.database);
+                Some(format!("{} reads all rows", person(at)))
+            }
+            3.. if !self.database_away => {
+                daemon.scan(&self.database);
+                Some(format!("{} looks for changed rows", person(at)))
+            }
+            _ => None,
+        }
+    }
+
+    fn takes(&mut self, at: usize) -> Option<String> {
+        let now = self.now();
+        let daemon = self.processes[at].runs()?;
+        let key = daemon.take((!self.database_away).then_some(&self.database), &self.templates, now)?;
+        Some(format!("{} looks at {}", person(at), short(&key)))
+    }
+
+    fn acts(&mut self, at: usize, which: u32, how: u32) -> Result<Option<String>, String> {
+        let now = self.now();
+        let Some(daemon) = self.processes[at].runs() else { return Ok(None) };
+        if daemon.turns.is_empty() {
+            return Ok(None);
+        }
+        let turn = which as usize % daemon.turns.len();
+        let key = daemon.turns[turn].key.clone();
+        let Some(action) = daemon.turns[turn].actions.pop_front() else { return Ok(None) };
+        let words = format!("{} for {}: {}", person(at), short(&key), words(&action));
+        let is_local = matches!(action, Action::Report(_) | Action::Expire(_) | Action::Forget);
+        if !is_local && (!daemon.leads() || self.api_away || how % 32 == 1) {
+            daemon.end(turn, FAILED);
+            return Ok(Some(format!("{words}, in vain")));
+        }
+        let Some(action) = self.with_bug(&key, action) else { return Ok(Some(format!("{words}: forgotten"))) };
+        self.judge(&key, &action)?;
+        self.count(verb(&action));
+        let answer_lost = !is_local && how % 32 == 2;
+        let overtaken = !self.perform(at, turn, &key, action);
+        let Some(daemon) = self.processes[at].runs() else { return Ok(None) };
+        if answer_lost {
+            daemon.end(turn, FAILED);
+            return Ok(Some(format!("{words}, and hears no answer")));
+        }
+        if daemon.turns.get(turn).is_some_and(|turn| turn.key == key && (overtaken || turn.actions.is_empty())) {
+            let database = (!self.database_away).then_some(&self.database);
+            daemon.round_done(turn, database, &self.templates, now);
+        }
+        Ok(Some(words))
+    }
+
+    /// What a planted bug makes of an action.
+    fn with_bug(&self, key: &Key, action: Action) -> Option<Action> {
+        match (self.bug, &action) {
+            (Some(Bug::TimeoutNotTold), Action::Report(report)) if report.reason.as_deref() == Some("timeout") => None,
+            (Some(Bug::NotInStatusNotDeleted), Action::DeleteVm { .. }) => {
+                let named = self.cluster.crs.get(key).is_some_and(|cr| cr.status.virtual_machine_ref.is_some());
+                named.then_some(action)
+            }
+            _ => Some(action),
+        }
+    }
+
+    /// The effect of an action. False: what it was meant for is gone.
+    fn perform(&mut self, at: usize, turn: usize, key: &Key, action: Action) -> bool {
+        let now = self.now();
+        let landed = self.land(key, &action, now);
+        let Some(daemon) = self.processes[at].runs() else { return true };
+        match action {
+            Action::CreateCr { .. }
+            | Action::ApplyCr { .. }
+            | Action::WriteCrStatus { .. }
+            | Action::DeleteCr { .. } => {
+                daemon.crs.learn(&self.cluster.crs, key);
+            }
+            Action::CreateVm { .. } => {
+                daemon.failures.remove(key);
+                daemon.vms.learn(&self.cluster.vms, key);
+            }
+            Action::DeleteVm { .. } => drop(daemon.vms.learn(&self.cluster.vms, key)),
+            Action::DeleteVmi { .. } => drop(daemon.vmis.learn(&self.cluster.vmis, key)),
+            Action::DeleteSecrets { .. } => (),
+            Action::LookLive => {
+                let live = daemon.look_live(&self.cluster, key);
+                daemon.turns[turn].live = Some(live);
+            }
+            Action::Expire(id) => {
+                daemon.outbox.expire(id);
+                daemon.turns[turn].told = true;
+            }
+            Action::Report(report) => {
+                daemon.outbox.report(report);
+                daemon.turns[turn].told = true;
+            }
+            Action::Forget => {
+                daemon.failures.remove(key);
+                if let Some(id) = key.row_id() {
+                    daemon.store.forget(id);
+                }
+                daemon.end(turn, cyberdesk_operator::queue::Outcome::Settled(None));
+            }
+        }
+        landed
+    }
+
+    /// What a call does to the cluster when it lands. False: what it was meant for is not there.
+    fn land(&mut self, key: &Key, action: &Action, now: Now) -> bool {
+        match action {
+            Action::CreateCr { owner: (id, _), spec } => {
+                self.cluster.create_cr(key, Some(Owner::Row(*id)), spec.clone(), now.cluster);
+                true
+            }
+            Action::ApplyCr { uid, owner: (id, _), spec } => self.cluster.change_cr(key, uid, |cr| {
+                cr.owner = Some(Owner::Row(*id));
+                if cr.spec.as_ref() != Ok(spec) {
+                    (cr.spec, cr.generation) = (Ok(spec.clone()), cr.generation + 1);
+                }
+            }),
+            Action::WriteCrStatus { uid, status } => {
+                self.cluster.change_cr(key, uid, |cr| cr.status = status.as_ref().clone())
+            }
+            Action::DeleteCr { uid } => {
+                self.cluster.delete_cr(key, Some(uid));
+                true
+            }
+            Action::CreateVm { owner, .. } => {
+                self.cluster.secrets.insert(owner.id());
+                self.cluster.create_vm(key, Some(owner.clone()), self.run_strategy);
+                true
+            }
+            Action::DeleteVm { uid } => {
+                self.cluster.delete_vm(key, Some(uid));
+                true
+            }
+            Action::DeleteVmi { uid } => {
+                self.cluster.delete_vmi(key, Some(uid));
+                true
+            }
+            Action::DeleteSecrets { selector } => {
+                let of_row = key.row_id().map(|id| id.hyphenated().to_string());
+                self.cluster.secrets.retain(|owner| match &of_row {
+                    Some(id) if selector.contains("origin=hand") => owner.starts_with("cr-") || owner != id,
+                    Some(id) => owner != id,
+                    None => !owner.starts_with("cr-"),
+                });
+                true
+            }
+            Action::LookLive | Action::Expire(_) | Action::Report(_) | Action::Forget => true,
+        }
+    }
+
+    fn writes_back(&mut self, at: usize) -> Option<String> {
+        let now = self.now();
+        let locked = self.locked.clone();
+        if self.bug == Some(Bug::UpdateSwallowed) && self.database_away {
+            let daemon = self.processes[at].runs()?;
+            let lost = daemon.outbox.next_reports(Instant::now());
+            lost.iter().for_each(|report| daemon.store.confirmed(report, &daemon.queue));
+            daemon.outbox = Default::default();
+        }
+        let daemon = self.processes[at].runs().filter(|_| !self.database_away)?;
+        if self.bug == Some(Bug::UnguardedStatus) {
+            for report in daemon.outbox.next_reports(Instant::now()) {
+                self.database.write_unguarded(&report);
+            }
+        }
+        let known = self.database.fence;
+        if !daemon.write_back(&mut self.database, now, |id| locked.contains(&id)) {
+            // The database knows a later epoch: the Lease is raised above it, if it is ours.
+            let behind = daemon
+                .term
+                .is_some_and(|(term, _)| known.is_some_and(|known| known.epoch >= term.epoch && known != term));
+            if behind && daemon.leads() && !daemon.fenced_in && self.lease.holder == Some(at) {
+                let epoch = known.map_or(0, |known| known.epoch).max(self.lease.epoch) + 1;
+                (self.lease.epoch, self.lease.renewed) = (epoch, Instant::now());
+                daemon.term = Some((term(at, epoch), Instant::now() + HOLDS));
+                return Some(format!("{} raises the Lease to {epoch}", person(at)));
+            }
+            return None;
+        }
+        Some(format!("{} writes back", person(at)))
+    }
+
+    fn starts_or_dies(&mut self, at: usize, how: u32) -> Option<String> {
+        match &mut self.processes[at] {
+            Process::Dead => {
+                self.processes[at] = Process::Runs(Box::new(Daemon::start(self.bug)));
+                Some(format!("{} starts", person(at)))
+            }
+            Process::Runs(daemon) | Process::Frozen(daemon) if how.is_multiple_of(4) => {
+                self.limbo.extend(calls(daemon));
+                self.processes[at] = Process::Dead;
+                Some(format!("{} is killed", person(at)))
+            }
+            Process::Runs(_) | Process::Frozen(_) => None,
+        }
+    }
+
+    fn freezes_or_wakes(&mut self, at: usize, how: u32) -> Option<String> {
+        let process = std::mem::replace(&mut self.processes[at], Process::Dead);
+        let (process, what) = match process {
+            Process::Runs(mut daemon) if how.is_multiple_of(4) => {
+                // What it was about to call may be on its way.
+                if how & 8 == 0 {
+                    self.limbo.extend(calls(&mut daemon));
+                }
+                (Process::Frozen(daemon), Some("freezes"))
+            }
+            Process::Frozen(daemon) => (Process::Runs(daemon), Some("wakes up")),
+            process => (process, None),
+        };
+        self.processes[at] = process;
+        what.map(|what| format!("{} {what}", person(at)))
+    }
+
+    /// Takes or renews the Lease, or finds that it is another's.
+    fn leads(&mut self, at: usize) -> Option<String> {
+        let daemon = self.processes[at].runs().filter(|_| !self.api_away)?;
+        let now = Instant::now();
+        let ours = daemon.term.filter(|(term, _)| self.lease.holder == Some(at) && self.lease.epoch == term.epoch);
+        match ours {
+            Some((term, until)) if now < until => {
+                self.lease.renewed = now;
+                daemon.term = Some((term, now + HOLDS));
+                None
+            }
+            _ if daemon.term.is_some() => {
+                daemon.lose();
+                Some(format!("{} leads no longer", person(at)))
+            }
+            _ if self.lease.holder.is_none() || self.lease.renewed + LASTS <= now || self.lease.holder == Some(at) => {
+                self.lease = Lease { epoch: self.lease.epoch + 1, holder: Some(at), renewed: now };
+                daemon.begin(term(at, self.lease.epoch), now + HOLDS);
+                Some(format!("{} leads, in term {}", person(at), self.lease.epoch))
+            }
+            _ => None,
+        }
+    }
+
+    fn lands_late(&mut self, which: u32) -> Option<String> {
+        if self.limbo.is_empty() {
+            return None;
+        }
+        let (key, action) = self.limbo.remove(which as usize % self.limbo.len());
+        if which & 256 != 0 {
+            return Some(format!("lost for ever, for {}: {}", short(&key), words(&action)));
+        }
+        if matches!(action, Action::CreateVm { .. }) {
+            self.seen.late_secrets.insert(key.clone());
+        }
+        let before = self.cluster.vms.get(&key).map(|vm| vm.uid.clone());
+        let now = self.now();
+        self.land(&key, &action, now);
+        let after = self.cluster.vms.get(&key).map(|vm| vm.uid.clone());
+        self.seen.late.extend(after.filter(|_| before.is_none()));
+        Some(format!("lands late, for {}: {}", short(&key), words(&action)))
+    }
+
+    fn cuts(&mut self, how: u32) -> Option<String> {
+        let (away, side) = if how & 1 == 0 {
+            (&mut self.database_away, "the database")
+        } else {
+            (&mut self.api_away, "the API server")
+        };
+        if !*away && how % 8 > 1 {
+            return None;
+        }
+        *away = !*away;
+        Some(format!("{side} is {}", if *away { "away" } else { "back" }))
+    }
+
+    // ----- what must hold
+
+    /// Whether this may be done, as the world is.
+    fn judge(&self, key: &Key, action: &Action) -> Result<(), String> {
+        let vm = self.cluster.vms.get(key);
+        match action {
+            Action::DeleteVm { uid } if vm.is_some_and(|vm| vm.uid == *uid && vm.owner.is_none()) => {
+                Err("a VM that is not ours is deleted".to_owned())
+            }
+            Action::DeleteVm { uid } => {
+                let doomed = vm.filter(|vm| vm.uid == *uid && !vm.deleting);
+                match doomed.and_then(|vm| vm.owner.as_ref()) {
+                    Some(Owner::Row(id)) => self.may_end(key, *id),
+                    _ => Ok(()),
+                }
+            }
+            Action::CreateVm { owner: Owner::Row(id), .. } => {
+                let Some(row) = self.database.row(*id) else { return Err("a VM is made without a row".to_owned()) };
+                let by_cr = self.cluster.crs.get(key).is_some_and(|cr| cr.status.virtual_machine_ref.is_some());
+                if vm.is_none() && (row.vm_uid.is_some() || by_cr) {
+                    return Err("a VM that was recorded and went is made again".to_owned());
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A VM of a row that wants one is deleted only if something has happened to it, and the CR says what.
+    fn may_end(&self, key: &Key, id: Uuid) -> Result<(), String> {
+        let wanted = self.database.row(id).is_some_and(|row| row.desired == Desired::Present);
+        let recorded = self.cluster.crs.get(key).is_some_and(|cr| cr.status.end.is_some());
+        if wanted && !recorded {
+            Err("the VM of a row that wants it is deleted, and nothing says why".to_owned())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn check(&mut self) -> Result<(), String> {
+        for row in self.database.all().collect::<Vec<_>>() {
+            let (id, key) = (row.id, Key::of_row(row.id));
+            if let Some(before) = self.seen.statuses.insert(id, row.status).filter(|before| !is_live(*before)) {
+                let kept = before == row.status || row.status == RowStatus::Terminated;
+                if !kept {
+                    return Err(format!("{} was {}, and is {} again", name(id), before.as_str(), row.status.as_str()));
+                }
+            }
+            if row.desired == Desired::Absent {
+                self.seen.absent.insert(id);
+            } else if self.seen.absent.contains(&id) {
+                return Err(format!("{} was to end, and is wanted again", name(id)));
+            }
+            let ours = |owner: &Option<Owner>| *owner == Some(Owner::Row(id));
+            let vm = self.cluster.vms.get(&key).filter(|vm| ours(&vm.owner) && !self.seen.late.contains(&vm.uid));
+            if row.ended && vm.is_some() {
+                return Err(format!("{} is said to be over, and has a VM", name(id)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything comes back and goes well, until nothing changes any more; then all must be as it should.
+    pub(crate) async fn settles(&mut self) -> Result<(), String> {
+        (self.database_away, self.api_away) = (false, false);
+        self.locked.clear();
+        self.limbo.clear();
+        for at in 0..2 {
+            if let Process::Frozen(_) | Process::Dead = self.processes[at] {
+                self.processes[at] = Process::Runs(Box::new(Daemon::start(self.bug)));
+            }
+        }
+        for round in 0..400 {
+            self.quiet_round().await?;
+            if self.is_settled().is_ok() {
+                return Ok(());
+            }
+            if round % 5 == 4 {
+                advance(Duration::from_secs(30)).await;
+            }
+        }
+        self.is_settled()
+    }
+
+    async fn quiet_round(&mut self) -> Result<(), String> {
+        for at in 0..2 {
+            self.leads(at);
+            if self.began.elapsed() > Duration::ZERO {
+                for how in [0, 1, 3] {
+                    self.reads(at, how);
+                }
+            }
+            while (0..3).any(|which| self.hears(at, which).is_some()) {}
+            while self.takes(at).is_some() {}
+            while self.acts(at, 0, 0)?.is_some() {
+                self.check()?;
+            }
+            self.writes_back(at);
+            self.check()?;
+        }
+        for which in 0..8 {
+            self.kubevirt(which, 1);
+        }
+        advance(Duration::from_millis(500)).await;
+        Ok(())
+    }
+
+    /// Whether all is as it should be when nothing happens any more.
+    fn is_settled(&self) -> Result<(), String> {
+        for row in self.database.all() {
+            let key = Key::of_row(row.id);
+            let (cr, vm, vmi) = (self.cluster.crs.get(&key), self.cluster.vms.get(&key), self.cluster.vmis.get(&key));
+            let ours = vm.filter(|vm| vm.owner == Some(Owner::Row(row.id)));
+            let what = format!("{} ({:?}, {})", name(row.id), row.desired, row.status.as_str());
+            match row.desired {
+                Desired::Present if cr.is_none() => return Err(format!("{what} has no CR")),
+                Desired::Present if ours.is_none() => return Err(format!("{what} has no VM")),
+                Desired::Present if vmi.is_some_and(|vmi| vmi.ready) && row.status != RowStatus::Running => {
+                    return Err(format!("{what} is ready, and does not say so"));
+                }
+                Desired::Present if row.generation > row.observed_generation => {
+                    return Err(format!("{what} was not acted on"));
+                }
+                Desired::Present => (),
+                Desired::Absent if !row.ended => return Err(format!("{what} does not end")),
+                Desired::Absent if ours.is_some() => return Err(format!("{what} is over, and has a VM")),
+                Desired::Absent if cr.is_some() => return Err(format!("{what} is over, and has a CR")),
+                // A Secret is not watched: one that a dead leader's call brings after the last look stays.
+                Desired::Absent
+                    if self.cluster.secrets.contains(&row.id.hyphenated().to_string())
+                        && !self.seen.late_secrets.contains(&key) =>
+                {
+                    return Err(format!("{what} is over, and has a Secret"));
+                }
+                Desired::Absent => (),
+            }
+        }
+        for (key, (_, vm)) in &self.cluster.vms.objects {
+            let cr = self.cluster.crs.get(key);
+            if let Some(Owner::Hand(uid)) = &vm.owner
+                && cr.is_none_or(|cr| cr.uid != *uid)
+            {
+                return Err(format!("the VM of {} has no CR any more", short(key)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The calls that a process had begun.
+fn calls(daemon: &mut Daemon) -> Vec<(Key, Action)> {
+    let is_call =
+        |action: &Action| !matches!(action, Action::LookLive | Action::Expire(_) | Action::Report(_) | Action::Forget);
+    let begun = daemon.turns.iter().filter_map(|turn| Some((turn.key.clone(), turn.actions.front()?.clone())));
+    begun.filter(|(_, action)| is_call(action)).collect()
+}
+
+fn term(at: usize, epoch: i64) -> Term {
+    Term { epoch, token: Uuid::from_u128(((at as u128 + 1) << 64) + u128::from(epoch.unsigned_abs())) }
+}
+
+fn pick(keys: &BTreeSet<Key>, which: u32) -> Option<Key> {
+    keys.iter().nth(which as usize % keys.len().max(1)).cloned()
+}
+
+fn person(at: usize) -> &'static str {
+    ["Anna", "Ben"][at]
+}
+
+fn name(id: Uuid) -> String {
+    format!("row {}", id.as_u128())
+}
+
+fn short(key: &Key) -> String {
+    key.row_id().map_or_else(|| key.to_string(), name)
+}
+
+fn verb(action: &Action) -> &'static str {
+    match action {
+        Action::CreateCr { .. } => "creates the CR",
+        Action::ApplyCr { .. } => "applies the CR's spec",
+        Action::WriteCrStatus { .. } => "writes the CR's status",
+        Action::DeleteCr { .. } => "deletes the CR",
+        Action::CreateVm { .. } => "creates the VM",
+        Action::DeleteVm { .. } => "deletes the VM",
+        Action::DeleteVmi { .. } => "deletes the VMI",
+        Action::DeleteSecrets { .. } => "deletes the Secret",
+        Action::LookLive => "looks for VM and VMI live",
+        Action::Expire(_) => "asks for the deadline's end",
+        Action::Report(_) => "tells the row",
+        Action::Forget => "forgets it",
+    }
+}
+
+fn words(action: &Action) -> String {
+    let verb = verb(action);
+    match action {
+        Action::WriteCrStatus { status, .. } => format!("{verb} {:?}, {:?}", status.phase, status.reason),
+        Action::Report(report) => {
+            format!("{verb} {:?}, {:?}, VM {:?}, over: {}", report.status, report.reason, report.vm_uid, report.ended)
+        }
+        _ => verb.to_owned(),
+    }
+}

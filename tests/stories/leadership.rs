@@ -1,0 +1,121 @@
+//! Two daemons: one leads, the other stands by; whatever becomes of the one, it and the other never both work.
+
+use anyhow::{Result, ensure};
+use cyberdesk_testbed::supervise::Supervised;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{Api, DeleteParams};
+use rustix::process::Signal;
+
+use crate::world::World;
+use crate::{Story, story};
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![
+        story("told to stop, the leader hands over at once", handed_over),
+        story("when the leader is killed, the other takes over when its lease runs out", killed),
+        story("a leader frozen past its lease wakes up and stands by", frozen),
+        story("a Lease deleted by hand costs a new term and nothing else", lease_deleted),
+        story("a Lease that counts from the start anew is raised above what the database knows", lease_lost),
+    ]
+}
+
+/// Starts a leader and a standby.
+async fn two(world: &World) -> Result<(Supervised, Supervised)> {
+    let leader = world.start_daemon("a", &[("CYBERDESK_IDENTITY", "a")]).await?;
+    until_leads(world, "a").await?;
+    let standby = world.start_daemon("b", &[("CYBERDESK_IDENTITY", "b")]).await?;
+    world.daemon_says("b", "listed").await?;
+    Ok((leader, standby))
+}
+
+fn leases(world: &World) -> Api<Lease> {
+    Api::namespaced(world.parts.client.clone(), &world.namespace)
+}
+
+async fn lease(world: &World) -> Result<(Option<String>, i64)> {
+    let spec = leases(world).get_opt("cyberdesk-operator").await?.and_then(|lease| lease.spec).unwrap_or_default();
+    Ok((spec.holder_identity, spec.lease_transitions.unwrap_or_default().into()))
+}
+
+async fn until_leads(world: &World, who: &str) -> Result<()> {
+    world.until(&format!("{who} leads"), async || Ok(lease(world).await?.0.as_deref() == Some(who))).await
+}
+
+/// The epoch of the Lease, once the database has the same.
+async fn until_one_epoch(world: &World) -> Result<i64> {
+    let same = async || Ok(world.count("select cyberdesk.fence_epoch()").await? == lease(world).await?.1);
+    world.until("Lease and database have one epoch", same).await?;
+    Ok(lease(world).await?.1)
+}
+
+async fn handed_over(world: &World) -> Result<()> {
+    let (leader, _standby) = two(world).await?;
+    let id = world.running_desktop("1 hour").await?;
+    let before = until_one_epoch(world).await?;
+    leader.signal(Signal::TERM)?;
+    leader.ended().await?;
+    let (holder, _) = lease(world).await?;
+    ensure!(holder.as_deref() != Some("a"), "the leader gave its Lease back before it ended");
+    until_leads(world, "b").await?;
+    ensure!(until_one_epoch(world).await? > before, "each term has an epoch of its own");
+    world.running_desktop("1 hour").await?;
+    world.request_shutdown(&id).await?;
+    world.until_over(&id).await.map(drop)
+}
+
+async fn killed(world: &World) -> Result<()> {
+    let (leader, _standby) = two(world).await?;
+    let id = world.running_desktop("1 hour").await?;
+    leader.kill9().await?;
+    let other = world.insert("1 hour").await?;
+    world.request_shutdown(&id).await?;
+    world.until_status(&other, "running").await?;
+    world.until_over(&id).await?;
+    ensure!(lease(world).await?.0.as_deref() == Some("b"), "the other has served them");
+    Ok(())
+}
+
+async fn frozen(world: &World) -> Result<()> {
+    let (leader, _standby) = two(world).await?;
+    let (kept, ended) = (world.running_desktop("1 hour").await?, world.running_desktop("1 hour").await?);
+    leader.signal(Signal::STOP)?;
+    world.request_shutdown(&ended).await?;
+    world.until_over(&ended).await?;
+    let epoch = until_one_epoch(world).await?;
+    // Deadlines and shutdowns that the frozen one has in its queue are due when it wakes up.
+    world.app("update cyberdesk_instances set timeout_at = now() where id = $1", &kept).await?;
+    leader.signal(Signal::CONT)?;
+    world.daemon_says("a", "standing by").await?;
+    let row = world.until_over(&kept).await?;
+    ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("timeout")), "{row:?}");
+    let after = world.running_desktop("1 hour").await?;
+    ensure!(until_one_epoch(world).await? == epoch, "the one that woke up took nothing back");
+    ensure!(world.vms().list(&Default::default()).await?.items.len() == 1, "only {after} has a VM");
+    Ok(())
+}
+
+async fn lease_deleted(world: &World) -> Result<()> {
+    let (_leader, _standby) = two(world).await?;
+    let id = world.running_desktop("1 hour").await?;
+    let before = until_one_epoch(world).await?;
+    leases(world).delete("cyberdesk-operator", &DeleteParams::default()).await?;
+    world.until("somebody leads again", async || Ok(lease(world).await?.0.is_some())).await?;
+    world.running_desktop("1 hour").await?;
+    ensure!(until_one_epoch(world).await? > before, "a later term");
+    world.request_shutdown(&id).await?;
+    world.until_over(&id).await.map(drop)
+}
+
+async fn lease_lost(world: &World) -> Result<()> {
+    for _ in 0..3 {
+        world.start_operator(&[]).await?;
+        world.running_desktop("1 hour").await?;
+        world.stop_operator().await?;
+    }
+    let before = until_one_epoch(world).await?;
+    leases(world).delete("cyberdesk-operator", &DeleteParams::default()).await?;
+    world.start_operator(&[]).await?;
+    world.running_desktop("1 hour").await?;
+    ensure!(until_one_epoch(world).await? > before, "the database was not gone back on");
+    Ok(())
+}
