@@ -1,7 +1,7 @@
 //! The simulator: KubeVirt's virt-api and virt-controller in one small program, for speed and scale.
 //!
 //! It stands on the played node ([`crate::node`]), which it shares with the real virt-api and virt-controller, and is
-//! held to traces recorded from the real ones (`tests/traces.rs`).
+//! held to them: by traces and refusals on record in every test run (`tests/kubevirt`), side by side in `cargo conformance`.
 //!
 //! - [`schema`]: the CustomResourceDefinitions;
 //! - `admission`: virt-api's webhooks, a table of small rules, and the defaults that it writes;

@@ -24,7 +24,8 @@ pub(crate) async fn answers_as_recorded(client: Client) -> Result<()> {
 
 /// What the simulator does not play is refused in so many words, not passed over in silence.
 pub(crate) async fn refuses_what_it_does_not_play(client: Client) -> Result<()> {
-    let left_out: [(&str, fn(&mut Value)); 6] = [
+    type Put = fn(&mut Value);
+    let left_out: [(&str, Put); 6] = [
         ("instancetype", |spec| spec["instancetype"] = json!({ "name": "small" })),
         ("preference", |spec| spec["preference"] = json!({ "name": "small" })),
         ("dataVolumeTemplates", |spec| {

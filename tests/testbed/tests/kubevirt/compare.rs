@@ -109,7 +109,7 @@ fn passing(events: &[Event], at: usize) -> Option<&'static str> {
     if event.conditions.is_empty() && more {
         return Some("version note, first status and finalizer are written in any order");
     }
-    let waits = ["Stopped", "Starting"].contains(&event.state.as_str());
+    let waits = ["Stopped", "Starting", "CrashLoopBackOff"].contains(&event.state.as_str());
     if more
         && waits
         && event.condition("Ready").is_some_and(|ready| ready == "gone" || ready == "F(VMINotExists)")

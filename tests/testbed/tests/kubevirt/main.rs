@@ -48,7 +48,8 @@ fn main() -> Result<()> {
             world.run(async { lives::told(client, &life).await.map(drop) })
         })
     }));
-    let of_admission: [(&str, fn(Client) -> BoxFuture<'static, Result<()>>); 3] = [
+    type Test = fn(Client) -> BoxFuture<'static, Result<()>>;
+    let of_admission: [(&str, Test); 3] = [
         ("answers bad manifests as recorded", |client| admission::answers_as_recorded(client).boxed()),
         ("refuses what it does not play", |client| admission::refuses_what_it_does_not_play(client).boxed()),
         ("defaults and protects", |client| admission::defaults_and_protects(client).boxed()),
