@@ -75,6 +75,6 @@ async fn a_fast_clock(world: &World) -> Result<()> {
         grant execute on function cyberdesk.expire(bigint, uuid, uuid[]) to cyberdesk_daemon;";
     world.sql(a_second_later).await?;
     world.start_operator(&[("CYBERDESK_RESYNC_INTERVAL", "1h")]).await?;
-    let id = world.running_desktop("3 seconds").await?;
+    let id = world.insert("3 seconds").await?;
     world.until_over(&id).await.map(drop)
 }

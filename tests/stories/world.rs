@@ -21,7 +21,7 @@ use crate::account;
 use crate::database::Servers;
 
 /// Longest wait for anything that a story waits for. Far more than it takes: the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// Time between two looks while waiting.
 const GLANCE: Duration = Duration::from_millis(20);
 

@@ -81,7 +81,7 @@ impl Pair {
         let made = workshop.path().join("made");
         std::fs::create_dir(&made)?;
         make(release, &made, part).await.with_context(|| {
-            format!("have the real KubeVirt {}, which is built with Go 1.26 or later", release.version)
+            format!("have the real KubeVirt {}, which is built with Go 1.24 or later", release.version)
         })?;
         // What a broken earlier run left there is of no use.
         let _ = std::fs::remove_dir_all(&target);

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use super::life::{Act, View, node_name, waiting_reason};
 use super::script::{Command, DONE};
-use crate::kubevirt::{NODE_NAME_LABEL, enter_phase, new_condition, seconds, set_condition, vmis};
+use crate::kubevirt::{
+    NODE_NAME_LABEL, controller_uid, enter_phase, is_deleting, new_condition, seconds, set_condition, vmis,
+};
 use crate::mirror::Mirror;
 
 /// Writes, and teaches the caches what the API server answers.
@@ -50,9 +52,20 @@ impl Hands {
                     }
                     return Ok(SECRET_RECHECK);
                 }
-                self.pod_status(view.pod, ready(view.pod)).await?;
+                self.pod_status(view.pod, running(view.pod, true, "")).await?;
             }
-            Act::Unready => self.pod_status(view.pod, unready(view.pod, "ContainersNotReady")).await?,
+            Act::Unready => self.pod_status(view.pod, running(view.pod, false, "ContainersNotReady")).await?,
+            Act::LoseContact => self.pod_status(view.pod, running(view.pod, false, "NodeNotReady")).await?,
+            Act::Drain => {
+                self.evict(view.pod).await?;
+                return Ok(UNTIL_SEEN);
+            }
+            Act::Evict => {
+                let mut status = ended(view.pod, false);
+                status["reason"] = json!("Evicted");
+                status["message"] = json!("The node was low on resource: memory.");
+                self.pod_status(view.pod, status).await?;
+            }
             Act::EndPod => {
                 let well = view.vmi.is_some_and(|vmi| vmi.data["status"]["phase"] == "Succeeded");
                 self.pod_status(view.pod, ended(view.pod, well)).await?;
@@ -74,65 +87,76 @@ impl Hands {
     /// What virt-handler writes on the VMI.
     async fn guest(&self, act: Act, vmi: &DynamicObject, view: &View<'_>) -> kube::Result<()> {
         let now = Timestamp::now();
-        let mut status = vmi.data["status"].clone();
-        let mut metadata = json!({ "resourceVersion": vmi.resource_version() });
+        let mut next = vmi.clone();
+        let status = &mut next.data["status"];
         match act {
             Act::Run => {
-                enter_phase(&mut status, "Running", now);
+                enter_phase(status, "Running", now);
                 status["interfaces"] = self.interfaces(vmi);
                 status["guestOSInfo"] = json!({});
                 if view.script.paused {
-                    set_condition(&mut status, "Paused", Some(paused(now)));
+                    set_condition(status, "Paused", Some(paused(now)));
                 }
             }
-            Act::Finish { well } => enter_phase(&mut status, if well { "Succeeded" } else { "Failed" }, now),
+            Act::Finish { well } => enter_phase(status, if well { "Succeeded" } else { "Failed" }, now),
             Act::Obey(command) => {
                 if let Some((text, _)) = &view.script.command {
-                    metadata["annotations"] = json!({ DONE: text });
+                    next.metadata.annotations.get_or_insert_default().insert(DONE.to_owned(), text.clone());
                 }
                 match command {
                     Command::AgentConnect => {
                         set_condition(
-                            &mut status,
+                            status,
                             "AgentConnected",
                             Some(new_condition("AgentConnected", true, "", "", now)),
                         );
                     }
-                    Command::AgentDisconnect => set_condition(&mut status, "AgentConnected", None),
-                    Command::Pause => set_condition(&mut status, "Paused", Some(paused(now))),
-                    Command::Unpause => set_condition(&mut status, "Paused", None),
+                    Command::AgentDisconnect => set_condition(status, "AgentConnected", None),
+                    Command::Pause => set_condition(status, "Paused", Some(paused(now))),
+                    Command::Unpause => set_condition(status, "Paused", None),
                     Command::Migrate => {
                         let node = self.migrate(view.pod).await?;
                         status["migrationState"] = json!({ "startTimestamp": seconds(now), "endTimestamp": seconds(now),
                             "sourceNode": status["nodeName"], "targetNode": node, "completed": true });
                         status["nodeName"] = json!(node);
                         status["interfaces"] = self.interfaces(vmi);
-                        metadata["labels"] = json!({ NODE_NAME_LABEL: node });
+                        next.metadata.labels.get_or_insert_default().insert(NODE_NAME_LABEL.to_owned(), node);
                     }
-                    Command::Evict => self.evict(view.pod).await?,
-                    Command::LoseNode => self.pod_status(view.pod, unready(view.pod, "NodeNotReady")).await?,
+                    Command::LoseNode => self.pod_status(view.pod, running(view.pod, false, "NodeNotReady")).await?,
                     // As KubeVirt's node controller does it: without a note in `phaseTransitionTimestamps`.
                     Command::GiveUpNode => {
                         status["phase"] = json!("Failed");
                         status["reason"] = json!("NodeUnresponsive");
                     }
                     // Not for a running guest: noted as done, nothing else.
-                    Command::PowerOff | Command::Crash | Command::FailBeforeRunning => {}
+                    Command::PowerOff
+                    | Command::Crash
+                    | Command::FailBeforeRunning
+                    | Command::Drain
+                    | Command::Evict
+                    | Command::LosePod => {}
                 }
             }
             _ => {}
         }
-        let patch = json!({ "metadata": metadata, "status": status });
+        // Whole, as virt-handler does: a merge patch drops every null inside a list, and virt-controller's own patches,
+        // which test what they replace, would then fail for ever.
         let api = vmis(&self.client, &vmi.namespace().unwrap_or_default());
-        self.vmis.learn(api.patch(&vmi.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?);
+        self.vmis.learn(api.replace(&vmi.name_any(), &PostParams::default(), &next).await?);
         if matches!(act, Act::Obey(Command::Migrate | Command::GiveUpNode)) {
             self.remove(view.pod).await?;
         }
         Ok(())
     }
 
-    /// A ready copy of the pod on the next machine.
+    /// A ready copy of the pod on the next machine: the one that is there already, if the guest's move could not be noted.
     async fn migrate(&self, source: &Pod) -> kube::Result<String> {
+        let twins = self.pods.owned_by(controller_uid(source).unwrap_or_default());
+        let elsewhere =
+            |pod: &Pod| !is_deleting(pod) && node_name(pod).is_some() && node_name(pod) != node_name(source);
+        if let Some(node) = twins.iter().find(|pod| elsewhere(pod)).and_then(|pod| node_name(pod)) {
+            return Ok(node.to_owned());
+        }
         let here = self.nodes.iter().position(|node| Some(node.as_str()) == node_name(source)).unwrap_or(0);
         let node = self.nodes[(here + 1) % self.nodes.len()].clone();
         let address = self.addresses.fetch_add(1, Ordering::Relaxed);
@@ -143,7 +167,8 @@ impl Hands {
         target.status = None;
         target.spec.get_or_insert_default().node_name = Some(node.clone());
         let target = self.pods(source).create(&PostParams::default(), &target).await?;
-        self.pod_status(&target, ready(&target)).await?;
+        self.pods.learn(target.clone());
+        self.pod_status(&target, running(&target, true, "")).await?;
         Ok(node)
     }
 
@@ -169,16 +194,19 @@ impl Hands {
         Ok(())
     }
 
-    /// The pod gets its grace; the guest in it is asked to shut down.
-    async fn evict(&self, pod: &Pod) -> kube::Result<()> {
-        self.pods(pod).delete(&pod.name_any(), &DeleteParams::default()).await.map(drop)
-    }
-
     async fn remove(&self, pod: &Pod) -> kube::Result<()> {
         let preconditions = Preconditions { uid: pod.uid(), resource_version: None };
         let at_once =
             DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default().preconditions(preconditions) };
         self.pods(pod).delete(&pod.name_any(), &at_once).await.map(drop)
+    }
+
+    /// Deletes the pod as `kubectl drain` does: if the API server, and whoever it asks, lets it go.
+    async fn evict(&self, pod: &Pod) -> kube::Result<()> {
+        let eviction = json!({ "apiVersion": "policy/v1", "kind": "Eviction", "metadata": { "name": pod.name_any() } });
+        let api = self.pods(pod);
+        let _: Value = api.create_subresource("eviction", &pod.name_any(), &PostParams::default(), &eviction).await?;
+        Ok(())
     }
 
     async fn a_secret_is_missing(&self, pod: &Pod) -> kube::Result<bool> {
@@ -242,25 +270,18 @@ fn paused(now: Timestamp) -> Value {
     new_condition("Paused", true, "PausedByUser", "VMI was paused by user", now)
 }
 
-/// The container runs; whether it is of use is unknown, or known not to be.
-fn unready(pod: &Pod, reason: &str) -> Value {
-    let mut status = ready(pod);
-    status["containerStatuses"][0]["ready"] = json!(false);
-    let mut told = conditions(&[("PodScheduled", true), ("Initialized", true), ("ContainersReady", false)]);
-    let unready = new_condition("Ready", false, reason, "", Timestamp::now());
-    told.as_array_mut().into_iter().for_each(|told| told.push(unready.clone()));
-    status["conditions"] = told;
-    status
-}
-
-fn ready(pod: &Pod) -> Value {
-    let now = seconds(Timestamp::now());
+/// The status of a pod that runs, and whether it is ready.
+fn running(pod: &Pod, ready: bool, reason: &str) -> Value {
+    let now = Timestamp::now();
     let mut status = container(pod);
-    status["ready"] = json!(true);
+    status["ready"] = json!(ready);
     status["started"] = json!(true);
-    status["state"] = json!({ "running": { "startedAt": now } });
-    json!({ "phase": "Running", "startTime": now, "containerStatuses": [status],
-        "conditions": conditions(&[("PodScheduled", true), ("Initialized", true), ("ContainersReady", true), ("Ready", true)]) })
+    status["state"] = json!({ "running": { "startedAt": seconds(now) } });
+    let condition = |kind, holds, reason| new_condition(kind, holds, reason, "", now);
+    json!({ "phase": "Running", "startTime": seconds(now), "containerStatuses": [status], "conditions": [
+        condition("PodScheduled", true, ""), condition("Initialized", true, ""),
+        condition("ContainersReady", ready, reason), condition("Ready", ready, reason),
+    ] })
 }
 
 fn ended(pod: &Pod, well: bool) -> Value {

@@ -21,10 +21,16 @@ pub(super) enum Act {
     Bind,
     /// The kubelet waits: for an image, or to create the container.
     HoldUp(&'static str),
+    /// The kubelet says that the pod runs, but is not ready.
+    Unready,
     /// The kubelet says that the pod runs and is ready.
     Ready,
-    /// The kubelet says that the pod runs and is not ready: its readiness probe fails.
-    Unready,
+    /// Somebody has the API server evict the pod.
+    Drain,
+    /// The kubelet ends the pod, for want of room.
+    Evict,
+    /// Nobody hears of the kubelet any more.
+    LoseContact,
     /// virt-handler says that the guest runs.
     Run,
     /// virt-handler says that the guest has ended, well or badly.
@@ -56,6 +62,8 @@ pub(super) struct View<'a> {
 /// The next step, or none until something changes.
 pub(super) fn next(view: &View<'_>) -> Option<Step> {
     let at_once = |act| Some(Step { after: Duration::ZERO, act });
+    // virt-handler takes a moment to see that there is nothing to run.
+    let noticed = |act| Some(Step { after: view.speed.pod_end, act });
     let Some(vmi) = view.vmi else {
         // Not in the cache (yet). Only a deletion is acted on: nothing may end a pod because its VMI was not seen.
         return if is_deleting(view.pod) { at_once(Act::RemovePod) } else { None };
@@ -73,9 +81,10 @@ pub(super) fn next(view: &View<'_>) -> Option<Step> {
             // The other pod of a migration: the guest is not in it (any more).
             if is_deleting(view.pod) { at_once(Act::RemovePod) } else { None }
         }
+        "Running" if pod_phase(view.pod) == "Failed" => noticed(Act::Finish { well: false }),
         "Running" if deleting => Some(shut_down(view, vmi)),
         "Running" => live(view, vmi),
-        "Scheduled" if deleting => at_once(Act::Finish { well: false }),
+        "Scheduled" if deleting => noticed(Act::Finish { well: false }),
         "Scheduled" if view.script.never_ready && is_ready(view.pod) => at_once(Act::Unready),
         "Scheduled" => match view.script.due(vmi) {
             Some(Command::FailBeforeRunning) => Some(Step { after: boot(view) / 2, act: Act::Finish { well: false } }),
@@ -100,6 +109,8 @@ fn start(view: &View<'_>) -> Option<Step> {
         _ if !bound => step(view.speed.bind, Act::Bind),
         Some(Stuck::ImagePull) => hold_up(view, "ImagePullBackOff"),
         Some(Stuck::MissingSecret) => hold_up(view, "ContainerCreating"),
+        Some(Stuck::NotReady) if pod_phase(view.pod) == "Running" => None,
+        Some(Stuck::NotReady) => step(view.speed.pod_ready, Act::Unready),
         _ if is_ready(view.pod) => None,
         _ => step(view.speed.pod_ready, Act::Ready),
     }
@@ -116,6 +127,10 @@ fn live(view: &View<'_>, vmi: &DynamicObject) -> Option<Step> {
         let act = match command {
             Command::PowerOff => Act::Finish { well: true },
             Command::Crash => Act::Finish { well: false },
+            Command::Drain => Act::Drain,
+            Command::Evict => Act::Evict,
+            Command::LosePod if is_ready(view.pod) => Act::LoseContact,
+            Command::LosePod => return Some(Step { after: view.speed.pod_end, act: Act::RemovePod }),
             // It runs: too late for that one, which is noted without an effect.
             other => Act::Obey(other),
         };
@@ -132,8 +147,8 @@ fn shut_down(view: &View<'_>, vmi: &DynamicObject) -> Step {
     let grace = Duration::from_secs(seconds.max(0).unsigned_abs());
     let takes = view.script.shutdown.unwrap_or(view.speed.shutdown);
     if grace.is_zero() {
-        // Killed at once by wish: KubeVirt calls that a success.
-        Step { after: Duration::ZERO, act: Act::Finish { well: true } }
+        // Killed by wish, as quickly as a process can be: KubeVirt calls that a success.
+        Step { after: view.speed.pod_end, act: Act::Finish { well: true } }
     } else if view.script.ignores_acpi || takes > grace {
         Step { after: grace, act: Act::Finish { well: false } }
     } else {
@@ -224,7 +239,7 @@ mod tests {
         let table = [
             ("Running", json!({}), None),
             ("Running", deleted.clone(), well(2000)),
-            ("Running", deleted_with(json!({ "/spec/terminationGracePeriodSeconds": 0 })), well(0)),
+            ("Running", deleted_with(json!({ "/spec/terminationGracePeriodSeconds": 0 })), well(250)),
             ("Running", deleted_with(json!({ "/spec/terminationGracePeriodSeconds": 1 })), badly(1000)),
             (
                 "Running",
@@ -237,7 +252,7 @@ mod tests {
             ("Scheduled", json!({}), Some((1000, Act::Run))),
             ("Scheduled", json!({ "/metadata/annotations": script("boot", "9s") }), Some((9000, Act::Run))),
             ("Scheduled", json!({ "/metadata/annotations": script("do", "fail-before-running") }), badly(500)),
-            ("Scheduled", deleted, badly(0)),
+            ("Scheduled", deleted, badly(250)),
             ("Succeeded", json!({}), Some((250, Act::EndPod))),
         ];
         for (phase, more, expected) in table {

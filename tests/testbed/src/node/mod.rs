@@ -21,6 +21,7 @@
 //! | `guest.testbed/never-schedules` | `unschedulable` | no node fits: `PodScheduled=False`, for ever `Scheduling` |
 //! | | `image-pull` | `ImagePullBackOff`, for ever `Scheduling` |
 //! | | `missing-secret` | the container is never created, for ever `Scheduling` |
+//! | | `not-ready` | the pod runs and is never ready, for ever `Scheduling` |
 //! | | `quota` | the API server refuses the pod: for ever `Pending`, `Synchronized=False` |
 //! | `guest.testbed/do` | `power-off` | the running guest ends `Succeeded` |
 //! | | `crash` | the running guest ends `Failed` |
@@ -28,7 +29,9 @@
 //! | | `agent-connect`, `agent-disconnect` | condition `AgentConnected` appears, disappears |
 //! | | `pause`, `unpause` | condition `Paused` appears, disappears |
 //! | | `migrate` | the guest moves to the next node: new pod, node and IP, same VMI |
-//! | | `evict` | the node is drained: the pod is being deleted, and the guest shuts down |
+//! | | `drain` | the pod is evicted by the API: the guest shuts down in its grace |
+//! | | `evict` | the kubelet ends the pod for want of room: the guest ends `Failed` |
+//! | | `lose-pod` | the pod is not ready (`NodeNotReady`), then gone without an end: the VMI ends `Failed` |
 //! | | `lose-node` | the node falls silent: `Ready=False` (`NodeNotReady`), and nothing else happens, no shutdown either |
 //! | | `give-up-node` | the pod of the silent node is removed: `Failed`, `NodeUnresponsive` |
 //!

@@ -25,8 +25,12 @@ pub(super) enum Command {
     Unpause,
     /// The guest moves to another node: new pod, node and IP, same VMI.
     Migrate,
-    /// The node is drained: the pod is evicted, and the guest asked to shut down.
+    /// Somebody drains the node: the pod is evicted by the API, and the guest shuts down in its grace.
+    Drain,
+    /// The node runs short: its kubelet ends the pod at once, and the guest with it.
     Evict,
+    /// The pod is not ready, as of a lost node, and is then taken out of the cluster without having ended.
+    LosePod,
     /// The node falls silent: the pod is not ready, and nothing that is asked of it happens.
     LoseNode,
     /// The silent node is given up: its pod is removed by force, and the VMI ends `Failed`, `NodeUnresponsive`.
@@ -42,6 +46,8 @@ pub(super) enum Stuck {
     ImagePull,
     /// A Secret that the pod mounts is not there: the container stays in creation.
     MissingSecret,
+    /// The container runs, and is never ready.
+    NotReady,
     /// The API server refuses the pod; see `node/quota.rs`.
     Quota,
 }
@@ -99,8 +105,9 @@ impl Script {
                     "unschedulable" => Stuck::Unschedulable,
                     "image-pull" => Stuck::ImagePull,
                     "missing-secret" => Stuck::MissingSecret,
+                    "not-ready" => Stuck::NotReady,
                     "quota" => Stuck::Quota,
-                    _ => bail!("expected unschedulable, image-pull, missing-secret or quota"),
+                    _ => bail!("expected unschedulable, image-pull, missing-secret, not-ready or quota"),
                 });
             }
             "do" => {
@@ -114,7 +121,9 @@ impl Script {
                     "pause" => Command::Pause,
                     "unpause" => Command::Unpause,
                     "migrate" => Command::Migrate,
+                    "drain" => Command::Drain,
                     "evict" => Command::Evict,
+                    "lose-pod" => Command::LosePod,
                     "lose-node" => Command::LoseNode,
                     "give-up-node" => Command::GiveUpNode,
                     _ => bail!("no such command"),

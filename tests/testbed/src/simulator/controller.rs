@@ -150,9 +150,10 @@ impl Controller {
             self.accepted(Loop::Vm, key);
         }
 
-        let around = vm::Circumstances { failure: refused.as_deref(), now, back_off: self.back_off, jitter: jitter() };
-        let status = vm::status(&vm, vmi, &around);
         let made_one = sync == vm::Sync::Start && refused.is_none();
+        let around =
+            vm::Circumstances { failure: refused.as_deref(), made_one, now, back_off: self.back_off, jitter: jitter() };
+        let status = vm::status(&vm, vmi, &around);
         let news = match self.detail {
             Detail::Recorded => status != vm.data["status"],
             Detail::Essential => !made_one && brings_news(&vm.data["status"], &status),

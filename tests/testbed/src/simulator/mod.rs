@@ -1,7 +1,7 @@
 //! The simulator: KubeVirt's virt-api and virt-controller in one small program, for speed and scale.
 //!
 //! It stands on the played node ([`crate::node`]), which it shares with the real virt-api and virt-controller, and is
-//! held to traces recorded from the real ones (`tests/traces.rs`).
+//! held to them: by traces and refusals on record in every test run (`tests/kubevirt`), side by side in `cargo conformance`.
 //!
 //! - [`schema`]: the CustomResourceDefinitions;
 //! - `admission`: virt-api's webhooks, a table of small rules, and the defaults that it writes;
@@ -18,7 +18,8 @@
 //! - the subresource API (start, stop, restart, pause): not served, the API server answers 404. Write `runStrategy`, or
 //!   let the node pause the guest;
 //! - ControllerRevisions and KubeVirt's Events: not written;
-//! - node loss, drain and the eviction webhook: see the node;
+//! - the eviction webhook: a drained guest shuts down, whatever its `evictionStrategy` (KubeVirt migrates some);
+//! - `NodeUnresponsive`: the VMI of a lost node fails when its pod is gone, without a reason;
 //! - adopting an ownerless VMI of a VM's name: KubeVirt adopts it and then fails for ever; here the VM just never runs.
 
 use anyhow::{Context, Result};

@@ -99,6 +99,8 @@ fn pause(failures: u64, base: Duration, jitter: f64) -> Duration {
 pub(super) struct Circumstances<'a> {
     /// Why the sync failed, if it did.
     pub(super) failure: Option<&'a str>,
+    /// Whether the sync has made a VMI, which is not seen yet.
+    pub(super) made_one: bool,
     /// Now.
     pub(super) now: Timestamp,
     /// The pause after the first failed start.
@@ -125,7 +127,7 @@ pub(super) fn status(vm: &DynamicObject, vmi: Option<&DynamicObject>, around: &C
     }
     sync_start_failure(&mut status, vm, vmi, around);
     sync_conditions(&mut status, vmi, around);
-    status["printableStatus"] = json!(printable(vm, vmi, &status));
+    status["printableStatus"] = json!(printable(vm, vmi, &status, around.made_one));
     status
 }
 
@@ -212,12 +214,16 @@ fn sync_conditions(status: &mut Value, vmi: Option<&DynamicObject>, around: &Cir
 }
 
 /// The word that `kubectl get vm` shows. First match wins.
-fn printable(vm: &DynamicObject, vmi: Option<&DynamicObject>, status: &Value) -> &'static str {
+fn printable(vm: &DynamicObject, vmi: Option<&DynamicObject>, status: &Value, made_one: bool) -> &'static str {
     if is_deleting(vm) {
         return "Terminating";
     }
     let failed_starts = status["startFailure"]["consecutiveFailCount"].as_u64().unwrap_or(0);
-    let at_rest = if failed_starts > 0 { "CrashLoopBackOff" } else { "Stopped" };
+    let at_rest = match failed_starts {
+        _ if vmi.is_none() && made_one => "Starting",
+        0 => "Stopped",
+        _ => "CrashLoopBackOff",
+    };
     let Some(vmi) = vmi.filter(|vmi| !is_final(vmi)) else {
         return at_rest;
     };

@@ -5,24 +5,38 @@
 //!
 //! `cargo test` neither builds nor runs this; `cargo conformance` does.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use cyberdesk_testbed::assets::kubevirt::Release;
 use cyberdesk_testbed::control_plane::ControlPlane;
 use cyberdesk_testbed::node::{NodeConfig, Speed};
-use cyberdesk_testbed::players::{KubeVirt, Players};
+use cyberdesk_testbed::players::{self, KubeVirt, Players};
 use cyberdesk_testbed::scratch::Scratch;
 use cyberdesk_testbed::simulator::SimulatorConfig;
 use cyberdesk_testbed::{Progress, supervise};
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 use kube::Client;
+use kube::client::Body;
 use libtest_mimic::{Arguments, Trial};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Runtime;
 
 mod compare;
 mod event;
+mod faults;
 mod guests;
 mod lives;
+mod published;
 mod stage;
+
+use event::Kind;
+use faults::Fault;
+use lives::Life;
+use stage::Stage;
 
 fn main() -> Result<ExitCode> {
     supervise::become_supervisor_if_asked();
@@ -40,28 +54,45 @@ fn main() -> Result<ExitCode> {
     Ok(conclusion.exit_code())
 }
 
-/// Each life as a test of its own. Without sides they can only be listed.
+/// Where the real one's answers to bad manifests are kept, for `cargo test` to hold the simulator to.
+const REFUSALS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kubevirt/refusals.json");
+/// Set, the run writes that file anew.
+const RECORD: &str = "CYBERDESK_RECORD";
+
+/// What older releases refuse and the newest admits.
+const REFUSED_BEFORE: [&str; 1] = ["an unknown architecture"];
+
+type Test = fn(&Sides) -> LocalBoxFuture<'_, Result<()>>;
+
+/// Each life and each manifest as a test of its own. Without sides they can only be listed.
 fn trials(sides: Option<(Arc<Runtime>, Arc<Sides>)>) -> Vec<Trial> {
-    let lives = lives::recorded().into_iter().chain(guests::lives());
-    lives
-        .map(|life| {
-            let sides = sides.clone();
-            Trial::test(format!("life {}", life.name), move || {
-                let (runtime, sides) = sides.expect("a life that is played has its sides");
-                let told = runtime.block_on(async {
-                    tokio::try_join!(
-                        async { lives::told(sides.real.client.clone(), &life).await.context("on the real one") },
-                        async { lives::told(sides.simulated.client.clone(), &life).await.context("on the simulator") },
-                    )
-                });
-                let (real, simulated) = told.map_err(|error| format!("{error:#}"))?;
-                Ok(compare::alike(("real", &real), ("simulated", &simulated))?)
-            })
+    fn trial<T>(name: String, sides: Option<(Arc<Runtime>, Arc<Sides>)>, test: T) -> Trial
+    where
+        T: for<'a> FnOnce(&'a Sides) -> LocalBoxFuture<'a, Result<()>> + Send + 'static,
+    {
+        Trial::test(name, move || {
+            let (runtime, sides) = sides.expect("a test that is run has its sides");
+            runtime.block_on(test(&sides)).map_err(|error| format!("{error:#}").into())
         })
-        .collect()
+    }
+    let lives =
+        lives::recorded().into_iter().chain(guests::lives()).chain(lives::more()).map(|life| {
+            trial(format!("life {}", life.name), sides.clone(), move |sides| sides.live(life).boxed_local())
+        });
+    let faults = faults::faults().into_iter().map(|fault| {
+        trial(format!("manifest {}", fault.name), sides.clone(), move |sides| sides.answer(fault).boxed_local())
+    });
+    let others: [(&str, Test); 4] = [
+        ("subresources start, restart and stop", |sides| sides.subresources().boxed_local()),
+        ("refusals on record are those of the real one", |sides| sides.on_record().boxed_local()),
+        ("published templates are admitted", |sides| published::templates(&sides.real.client).boxed_local()),
+        ("published examples are admitted", |sides| published::examples(&sides.real.client).boxed_local()),
+    ];
+    let others = others.map(|(name, test)| trial(name.to_owned(), sides.clone(), test));
+    lives.chain(faults).chain(others).collect()
 }
 
-/// Both sides, at the speed of the recording.
+/// Both sides.
 struct Sides {
     real: Side,
     simulated: Side,
@@ -75,6 +106,74 @@ struct Side {
 }
 
 impl Sides {
+    /// Plays a life on both, and compares what watchers saw.
+    async fn live(&self, life: Life) -> Result<()> {
+        let (real, simulated) = tokio::try_join!(
+            async { lives::told(self.real.client.clone(), &life).await.context("on the real one") },
+            async { lives::told(self.simulated.client.clone(), &life).await.context("on the simulator") },
+        )?;
+        compare::alike(("real", &real), ("simulated", &simulated)).map_err(anyhow::Error::msg)
+    }
+
+    /// Has a bad manifest judged by both: the same answer word for word, or from an older release the same verdict.
+    async fn answer(&self, fault: Fault) -> Result<()> {
+        let vm = fault.vm("bad");
+        let real = faults::answer(&self.real.client, &vm).await?;
+        let simulated = faults::answer(&self.simulated.client, &vm).await?;
+        if players::release()? != Release::default() {
+            // Words change between releases, and the simulator has those of the newest.
+            let differs = real["admitted"] != simulated["admitted"];
+            ensure!(differs == REFUSED_BEFORE.contains(&fault.name), "real {real}, simulated {simulated}");
+            return Ok(());
+        }
+        ensure!(real == simulated, "they differ:\n  real      {real}\n  simulated {simulated}");
+        Ok(())
+    }
+
+    /// The subresource API starts, restarts and stops on the real one; the simulator does not serve it, and says so.
+    async fn subresources(&self) -> Result<()> {
+        const NAME: &str = "subresources";
+        let ask = async |side: &Side, verb: &str| {
+            let path = format!("/apis/subresources.kubevirt.io/v1/namespaces/{NAME}/virtualmachines/{NAME}/{verb}");
+            let request = http::Request::put(path).header("content-type", "application/json");
+            anyhow::Ok(side.client.send(request.body(Body::from(b"{}".to_vec()))?).await?.status().as_u16())
+        };
+        ensure!(ask(&self.simulated, "start").await? == 404, "the simulator has grown a subresource API: compare it");
+        let stage = Stage::new(self.real.client.clone(), NAME).await?;
+        stage.create("Manual", |_| ()).await?;
+        stage.at_rest("Stopped").await?;
+        ensure!(ask(&self.real, "stop").await? == 409, "there is nothing to stop");
+        ensure!(ask(&self.real, "start").await? == 202, "start is accepted");
+        stage.ready().await?;
+        let first = stage.vmi().await?.metadata.uid;
+        ensure!(ask(&self.real, "restart").await? == 202, "restart is accepted");
+        stage.until(Kind::Vm, "a VM that is not ready", |vm| !vm.marked("ready")).await?;
+        stage.ready().await?;
+        ensure!(stage.vmi().await?.metadata.uid != first, "it runs in another VMI");
+        ensure!(ask(&self.real, "stop").await? == 202, "stop is accepted");
+        stage.at_rest("Stopped").await?;
+        stage.delete_vm().await?;
+        stage.gone().await
+    }
+
+    /// The file of refusals says what the real one says; for the newest release, of which it is.
+    async fn on_record(&self) -> Result<()> {
+        if players::release()? != Release::default() {
+            return Ok(());
+        }
+        let mut refusals = BTreeMap::new();
+        for fault in faults::faults() {
+            refusals.insert(fault.name, faults::answer(&self.real.client, &fault.vm("bad")).await?);
+        }
+        if std::env::var_os(RECORD).is_some() {
+            std::fs::write(REFUSALS, serde_json::to_string_pretty(&refusals)? + "\n")?;
+            return Ok(());
+        }
+        let recorded: BTreeMap<&str, Value> = serde_json::from_str(faults::RECORDED)?;
+        ensure!(recorded == refusals, "{REFUSALS} is not what the real one says: run with {RECORD}=1");
+        Ok(())
+    }
+
     async fn start() -> Result<Self> {
         let (real, simulated) = tokio::try_join!(Side::start(KubeVirt::Real), Side::start(KubeVirt::Simulated))?;
         Ok(Self { real, simulated })
@@ -85,7 +184,9 @@ impl Side {
     async fn start(who: KubeVirt) -> Result<Self> {
         let (scratch, part) = (Scratch::new()?, Progress::quiet().part("kubernetes"));
         let control_plane = ControlPlane::start(&scratch, &part).await?;
-        let node = NodeConfig { speed: Speed::RECORDED, ..NodeConfig::default() };
+        // Ends slowly enough for every controller to look in between, also on a busy machine.
+        let speed = Speed { pod_end: Duration::from_secs(1), ..Speed::RECORDED };
+        let node = NodeConfig { speed, ..NodeConfig::default() };
         let players = Players::start(who, &control_plane, &scratch, (SimulatorConfig::default(), node), &part).await?;
         Ok(Self { client: control_plane.client().await?, _players: players, _control_plane: control_plane })
     }

@@ -12,7 +12,7 @@ use crate::lives::{Life, life};
 pub(crate) fn lives() -> Vec<Life> {
     vec![
         life!("agent connects and goes silent", |stage| {
-            stage.create("Once", annotated("agent", "50ms")).await?;
+            stage.create("Once", annotated("agent", "2s")).await?;
             stage.until(Kind::Vm, "the agent's hello", |vm| vm.condition("AgentConnected") == Some("T()")).await?;
             stage.tell("agent-disconnect").await?;
             stage.until(Kind::Vm, "no agent", |vm| vm.condition("AgentConnected").is_none()).await?;
@@ -69,10 +69,40 @@ pub(crate) fn lives() -> Vec<Life> {
             let refused =
                 |vmi: &Event| vmi.state == "Pending" && vmi.condition("Synchronized") == Some("F(FailedCreate)");
             stage.until(Kind::Vmi, "a refused pod", refused).await?;
-            stage.until(Kind::Vm, "a VM that starts for ever", |vm| vm.state == "Starting").await?;
+            let starts = |vm: &Event| vm.state == "Starting" && vm.condition("Synchronized") == Some("F(FailedCreate)");
+            stage.until(Kind::Vm, "a VM that starts for ever", starts).await?;
             let vmi = stage.vmi().await?;
             let message = vmi.data["status"]["conditions"].to_string();
             anyhow::ensure!(message.contains("exceeded quota"), "{message}");
+            stage.delete_vm().await
+        }),
+        life!("drain shuts the guest down", |stage| {
+            stage.create("RerunOnFailure", |_| ()).await?;
+            stage.ready().await?;
+            stage.tell("drain").await?;
+            stage.at_rest("Stopped").await?;
+            stage.delete_vm().await
+        }),
+        life!("evicted for want of room", |stage| {
+            stage.create("Once", |_| ()).await?;
+            stage.ready().await?;
+            stage.tell("evict").await?;
+            stage.until(Kind::Vmi, "a VMI without the VM's finalizer", |vmi| vmi.finalizers == ["FG"]).await?;
+            stage.delete_vm().await
+        }),
+        life!("lost with its node", |stage| {
+            stage.create("Once", |_| ()).await?;
+            stage.ready().await?;
+            stage.tell("lose-pod").await?;
+            let tidied = |vmi: &Event| vmi.state == "Failed" && vmi.finalizers.is_empty();
+            stage.until(Kind::Vmi, "a failed VMI that nobody holds", tidied).await?;
+            stage.until(Kind::Vm, "a VM that has stopped", |vm| vm.state == "Stopped").await?;
+            stage.delete_vm().await
+        }),
+        life!("unready for ever", |stage| {
+            stage.create("Once", annotated("never-schedules", "not-ready")).await?;
+            stage.until(Kind::Vmi, "Scheduling", |vmi| vmi.state == "Scheduling").await?;
+            stage.until(Kind::Vm, "a starting VM", |vm| vm.state == "Starting" && vm.marked("created")).await?;
             stage.delete_vm().await
         }),
         life!("no-secret ever comes", |stage| {
@@ -87,6 +117,7 @@ pub(crate) fn lives() -> Vec<Life> {
             stage.ready().await?;
             stage.delete_vmi().await?;
             stage.until(Kind::Vmi, "a VMI that starts again", |vmi| vmi.state == "Scheduling").await?;
+            stage.until(Kind::Vm, "a VM that sees that", |vm| vm.state == "Starting" && vm.marked("created")).await?;
             let ends = stage.events(Kind::Vmi).into_iter().find(|vmi| vmi.is_final()).context("no end seen")?;
             anyhow::ensure!(ends.state == "Succeeded", "{ends}");
             stage.delete_vm().await

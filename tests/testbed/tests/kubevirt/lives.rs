@@ -100,10 +100,6 @@ pub(crate) fn recorded() -> Vec<Life> {
             stage.delete_vm().await
         }),
         life!("S4d rerun-on-failure, VMI deleted, grace expires", |stage| {
-            let deaf = |vm: &mut serde_json::Value| {
-                vm["spec"]["template"]["metadata"]["annotations"] = json!({ "guest.testbed/ignores-acpi": "true" });
-                vm["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(2);
-            };
             stage.create("RerunOnFailure", deaf).await?;
             stage.ready().await?;
             stage.delete_vmi().await?;
@@ -193,4 +189,90 @@ fn never_schedules(why: &'static str) -> impl FnOnce(&mut serde_json::Value) {
     move |vm| {
         vm["spec"]["template"]["metadata"]["annotations"] = json!({ "guest.testbed/never-schedules": why });
     }
+}
+
+/// Lives that nobody recorded: what else can end a VM, and when.
+pub(crate) fn more() -> Vec<Life> {
+    vec![
+        life!("once-crash stays as it fell", |stage| {
+            stage.create("Once", |_| ()).await?;
+            stage.ready().await?;
+            stage.tell("crash").await?;
+            stage.until(Kind::Vmi, "a VMI without the VM's finalizer", |vmi| vmi.finalizers == ["FG"]).await?;
+            stage.delete_vm().await
+        }),
+        life!("once-off deleted with the VMI that has ended", |stage| {
+            stage.create("Once", |_| ()).await?;
+            stage.ready().await?;
+            stage.tell("power-off").await?;
+            stage.until(Kind::Vmi, "a VMI without the VM's finalizer", |vmi| vmi.finalizers == ["FG"]).await?;
+            stage.delete_vm().await
+        }),
+        life!("once-deaf does not hear that it is deleted", |stage| {
+            stage.create("Once", deaf).await?;
+            stage.ready().await?;
+            stage.delete_vm().await
+        }),
+        life!("once-halted is stopped", |stage| {
+            stage.create("Once", |_| ()).await?;
+            stage.ready().await?;
+            stage.set_run_strategy("Halted").await?;
+            stage.at_rest("Stopped").await?;
+            stage.delete_vm().await
+        }),
+        life!("once-fails before it runs", |stage| {
+            let script = |vm: &mut serde_json::Value| {
+                let told = json!({ "guest.testbed/do": "fail-before-running" });
+                vm["spec"]["template"]["metadata"]["annotations"] = told;
+            };
+            stage.create("Once", script).await?;
+            stage.until(Kind::Vm, "a failed start", |vm| vm.marked("failures=1")).await?;
+            stage.until(Kind::Vmi, "a VMI without the VM's finalizer", |vmi| vmi.finalizers == ["FG"]).await?;
+            stage.delete_vm().await
+        }),
+        life!("scheduled deleted before the guest boots", |stage| {
+            stage.create("Once", slow_boot).await?;
+            stage.until(Kind::Vmi, "a scheduled VMI", |vmi| vmi.state == "Scheduled").await?;
+            stage.delete_vm().await
+        }),
+        life!("paused deleted while it is paused", |stage| {
+            stage.create("Once", |_| ()).await?;
+            stage.ready().await?;
+            stage.tell("pause").await?;
+            stage.until(Kind::Vm, "Paused", |vm| vm.state == "Paused").await?;
+            stage.delete_vm().await
+        }),
+        life!("labelled while it runs", |stage| {
+            stage.create("RerunOnFailure", |_| ()).await?;
+            stage.ready().await?;
+            stage.label_vm().await?;
+            stage.delete_vm().await
+        }),
+        life!("halted from the start", |stage| {
+            stage.create("Halted", |_| ()).await?;
+            stage.at_rest("Stopped").await?;
+            stage.set_run_strategy("RerunOnFailure").await?;
+            stage.ready().await?;
+            stage.delete_vm().await
+        }),
+        life!("again crash after crash", |stage| {
+            stage.create("RerunOnFailure", |_| ()).await?;
+            for crash in ["crash", "crash 2"] {
+                stage.ready().await?;
+                stage.tell(crash).await?;
+                stage.until(Kind::Vm, "a VM that is not ready", |vm| !vm.marked("ready")).await?;
+            }
+            stage.ready().await?;
+            stage.delete_vm().await
+        }),
+    ]
+}
+
+fn deaf(vm: &mut serde_json::Value) {
+    vm["spec"]["template"]["metadata"]["annotations"] = json!({ "guest.testbed/ignores-acpi": "true" });
+    vm["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(2);
+}
+
+fn slow_boot(vm: &mut serde_json::Value) {
+    vm["spec"]["template"]["metadata"]["annotations"] = json!({ "guest.testbed/boot": "60s" });
 }

@@ -7,6 +7,8 @@ use cyberdesk_testbed::node::{Node, NodeConfig, Speed};
 use cyberdesk_testbed::scratch::Scratch;
 use cyberdesk_testbed::simulator::{Detail, Simulator, SimulatorConfig};
 use cyberdesk_testbed::{Progress, supervise};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use kube::Client;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::future::Future;
@@ -17,6 +19,7 @@ use tokio::runtime::Runtime;
 mod admission;
 mod compare;
 mod event;
+mod faults;
 mod fleet;
 mod guests;
 mod lives;
@@ -38,17 +41,22 @@ fn main() -> Result<()> {
             Trial::test(format!("trace {}", life.name), move || traces::hold(&world.runtime, world.client()?, &life))
         })
         .collect();
-    trials.extend(guests::lives().into_iter().map(|life| {
+    trials.extend(guests::lives().into_iter().chain(lives::more()).map(|life| {
         let world = world.clone();
         Trial::test(format!("guest {}", life.name), move || {
             let client = world.client()?;
             world.run(async { lives::told(client, &life).await.map(drop) })
         })
     }));
-    let admitted = world.clone();
-    trials.push(Trial::test("admission refuses as KubeVirt does", move || {
-        let client = admitted.client()?;
-        admitted.run(admission::refuses_as_kubevirt_does(client))
+    type Test = fn(Client) -> BoxFuture<'static, Result<()>>;
+    let of_admission: [(&str, Test); 3] = [
+        ("answers bad manifests as recorded", |client| admission::answers_as_recorded(client).boxed()),
+        ("refuses what it does not play", |client| admission::refuses_what_it_does_not_play(client).boxed()),
+        ("defaults and protects", |client| admission::defaults_and_protects(client).boxed()),
+    ];
+    trials.extend(of_admission.map(|(name, test)| {
+        let world = world.clone();
+        Trial::test(format!("admission {name}"), move || world.run(test(world.client()?)))
     }));
     let fleet = world.clone();
     let thousand = move || fleet.run(fleet::a_thousand_vms());

@@ -128,6 +128,12 @@ impl Stage {
         Ok(())
     }
 
+    pub(crate) async fn label_vm(&self) -> Result<()> {
+        let patch = json!({ "metadata": { "labels": { "owner": "somebody" } } });
+        self.vms().patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
+    }
+
     pub(crate) async fn delete_vm(&self) -> Result<()> {
         self.vms().delete(&self.name, &DeleteParams::default()).await?;
         Ok(())

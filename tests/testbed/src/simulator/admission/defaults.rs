@@ -35,6 +35,7 @@ pub(super) fn architecture_and_machine(spec: &mut Value) {
 pub(super) fn before_rules(spec: &mut Value) {
     architecture_and_machine(spec);
     guest_memory(spec);
+    cpu_request(spec);
     cpu_topology(spec);
     pull_policies(spec);
     network(spec);
@@ -57,6 +58,9 @@ pub(super) fn instance(spec: &mut Value) {
     }
     if let Some(disks) = domain.pointer_mut("/devices/disks").and_then(Value::as_array_mut) {
         for disk in disks {
+            if ["disk", "cdrom", "lun"].iter().all(|target| disk[*target].is_null()) {
+                disk["disk"] = json!({});
+            }
             for target in ["disk", "cdrom", "lun"] {
                 if disk[target].is_object() {
                     set_if_absent(&mut disk[target], "bus", || json!("sata"));
@@ -89,6 +93,14 @@ fn guest_memory(spec: &mut Value) {
     let first = known.into_iter().find(|amount| milli(amount).unwrap_or(0) != 0).cloned();
     if let Some(amount) = first {
         set_if_absent(&mut spec["domain"]["memory"], "guest", || amount);
+    }
+}
+
+/// Who names only a limit asks for as much.
+fn cpu_request(spec: &mut Value) {
+    let limit = spec["domain"]["resources"]["limits"]["cpu"].clone();
+    if !limit.is_null() {
+        set_if_absent(&mut spec["domain"]["resources"]["requests"], "cpu", || limit);
     }
 }
 
@@ -141,6 +153,6 @@ fn disks_for_volumes(spec: &mut Value) {
     }
     let disks = &mut spec["domain"]["devices"]["disks"];
     let mut all = disks.as_array().cloned().unwrap_or_default();
-    all.extend(missing.into_iter().map(|name| json!({ "name": name, "disk": {} })));
+    all.extend(missing.into_iter().map(|name| json!({ "name": name })));
     *disks = Value::Array(all);
 }

@@ -172,6 +172,12 @@ pub(super) fn boot_order(at: &str, spec: &Value, causes: &mut Causes) {
                 &format!("{field} can only be mapped to a DataVolume or PersistentVolumeClaim volume."),
             );
         }
+        let metrics = list(&spec["volumes"]).any(|(_, it)| name(it) == name(disk) && it["downwardMetrics"].is_object());
+        if metrics && disk["disk"].is_null() {
+            let field = format!("{at}.disk");
+            let words = format!("DownwardMetrics volume must be mapped to a disk, but disk is not set on {field}.");
+            causes.add("FieldValueRequired", &field, &words);
+        }
         place(&format!("{at}.bootOrder"), &disk["bootOrder"], causes);
     }
     for (index, interface) in list(&devices["interfaces"]) {
@@ -214,12 +220,21 @@ pub(super) fn disks(at: &str, spec: &Value, causes: &mut Causes) {
             causes.invalid(&format!("{here}.bootOrder"), &format!("{here} must have a boot order > 0, if supplied"));
         }
         disk_bus(&here, disk, causes);
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_.+-".contains(c);
+        if text(&disk["serial"]).is_some_and(|serial| !serial.chars().all(plain)) {
+            let words = format!("{here} must be made up of the following characters [A-Za-z0-9_.+-], if specified");
+            causes.invalid(&format!("{here}.serial"), &words);
+        }
         if text(&disk["cache"]).is_some_and(|cache| !["none", "writethrough", "writeback"].contains(&cache)) {
             let field = format!("{here}.cache");
             causes
                 .invalid(&field, &format!("{field} has invalid value {}", disk["cache"].as_str().unwrap_or_default()));
         }
-        // KubeVirt names this field with the path twice.
+        // KubeVirt names these fields with the path twice.
+        if text(&disk["io"]).is_some_and(|mode| !["native", "threads"].contains(&mode)) {
+            let words = format!("Disk IO mode for {at} is not supported. Supported modes are: native, threads.");
+            causes.add("FieldValueNotSupported", &format!("{at}.domain.devices.disks[{index}].io"), &words);
+        }
         for fault in dns_label_faults(name(disk)) {
             causes.invalid(&format!("{at}.domain.devices.disks[{index}].name"), fault);
         }
@@ -312,7 +327,25 @@ pub(super) fn networks(at: &str, spec: &Value, causes: &mut Causes) {
             let words = format!("interface {field} uses model {model} that is not supported.");
             causes.add("FieldValueNotSupported", &format!("{}.model", device(index)), &words);
         }
+        if let Some(address) = text(&interface["macAddress"]).filter(|address| !is_mac_address(address)) {
+            let words = format!("interface {field} has malformed MAC address ({address}).");
+            causes.invalid(&format!("{}.macAddress", device(index)), &words);
+        }
+        for (at, port) in list(&interface["ports"]) {
+            let field = format!("{}.ports[{at}]", device(index));
+            match port["port"].as_i64().unwrap_or(0) {
+                0 => causes.add("FieldValueRequired", &field, "Port field is mandatory."),
+                1..=65536 => {}
+                _ => causes.invalid(&field, "Port field must be in range 0 < x < 65536."),
+            }
+        }
     }
+}
+
+/// Six bytes in hexadecimal, with colons or dashes between them.
+fn is_mac_address(text: &str) -> bool {
+    let byte = |part: &str| part.len() == 2 && part.chars().all(|c| c.is_ascii_hexdigit());
+    [':', '-'].iter().any(|between| text.split(*between).count() == 6 && text.split(*between).all(byte))
 }
 
 /// Only of a VM's creation: bindings that KubeVirt no longer has.

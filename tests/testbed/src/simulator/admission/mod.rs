@@ -28,6 +28,7 @@ mod devices;
 mod quantity;
 mod review;
 mod rules;
+mod types;
 
 /// Serves the webhooks, registers them, and returns once the API server obeys them. The server ends with the set.
 pub(super) async fn start(client: &Client, tasks: &mut JoinSet<()>) -> Result<()> {

@@ -2,12 +2,11 @@
 
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
 use super::rules::{self, Causes};
-use super::{defaults, devices};
+use super::{defaults, devices, types};
 use crate::kubevirt::{CREATED_BY_LABEL, FOREGROUND_FINALIZER, NODE_NAME_LABEL};
 use crate::node;
 
@@ -52,9 +51,11 @@ pub(super) fn answer(hook: &str, request: &Value, now: Timestamp) -> Value {
 
 fn mutate_vm(vm: &Value, creating: bool) -> Value {
     let mut spec = vm["spec"].clone();
-    // The one part of a VM whose types the API server does not check.
-    if let Err(error) = serde_json::from_value::<Option<ObjectMeta>>(spec["template"]["metadata"].clone()) {
-        return refused_with(400, &format!("json: cannot unmarshal template.metadata: {error}"));
+    // Its webhook comes before the API server's own look at the types, and looks at them first.
+    match types::misfits(vm) {
+        Ok(()) => {}
+        Err(types::Misfit::Shape(causes)) => return refused(&causes),
+        Err(types::Misfit::Quantity) => return refused_with(400, types::QUANTITY),
     }
     if creating {
         defaults::firmware(&mut spec["template"]["spec"]);
@@ -89,6 +90,8 @@ fn validate_vm(vm: &Value, old: &Value, by_kubevirt: bool) -> Value {
     if causes.is_empty() {
         reserved_labels("spec.template.metadata", &template["metadata"], by_kubevirt, &mut causes);
         rules::check("spec.template.spec", &spec, &mut causes);
+        // KubeVirt looks at a VM's sockets twice, and says so twice.
+        rules::sockets_within_maximum("spec.template.spec", &spec, &mut causes);
         rules::run_strategy(&vm["spec"], &mut causes);
     }
     if causes.is_empty() {

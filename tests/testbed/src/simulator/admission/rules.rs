@@ -23,6 +23,11 @@ impl Causes {
         self.0.push(cause);
     }
 
+    /// Adds a fault of the object's shape, which KubeVirt names in words alone.
+    pub(super) fn shape(&mut self, message: &str) {
+        self.0.push(json!({ "message": message }));
+    }
+
     /// Adds a fault of the commonest kind.
     pub(super) fn invalid(&mut self, field: &str, message: &str) {
         self.add("FieldValueInvalid", field, message);
@@ -244,10 +249,16 @@ fn secure_boot(at: &str, spec: &Value, causes: &mut Causes) {
 }
 
 fn dns_policy(at: &str, spec: &Value, causes: &mut Causes) {
-    let known = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
-    if let Some(policy) = text(&spec["dnsPolicy"]).filter(|policy| !known.contains(policy)) {
-        let words = format!("DNSPolicy: {policy} is not supported, valid values: [{} ]", known.join(" "));
-        causes.add("FieldValueNotSupported", &format!("{at}.dnsPolicy"), &words);
+    if spec["dnsPolicy"] != "None" {
+        return;
+    }
+    let config = &spec["dnsConfig"];
+    if config.is_null() {
+        let words = "must provide `dnsConfig` when `dnsPolicy` is None";
+        causes.add("FieldValueRequired", &format!("{at}.dnsConfig"), words);
+    } else if config["nameservers"].as_array().is_none_or(Vec::is_empty) {
+        let words = "must provide at least one DNS nameserver when `dnsPolicy` is None";
+        causes.add("FieldValueRequired", "nameservers", words);
     }
 }
 
@@ -259,7 +270,7 @@ fn eviction_strategy(at: &str, spec: &Value, causes: &mut Causes) {
     }
 }
 
-fn sockets_within_maximum(at: &str, spec: &Value, causes: &mut Causes) {
+pub(super) fn sockets_within_maximum(at: &str, spec: &Value, causes: &mut Causes) {
     let cpu = &spec["domain"]["cpu"];
     let (sockets, most) = (cpu["sockets"].as_i64().unwrap_or(0), cpu["maxSockets"].as_i64().unwrap_or(0));
     if most != 0 && sockets > most {
