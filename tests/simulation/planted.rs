@@ -5,8 +5,8 @@
 pub(crate) enum Bug {
     /// The row never hears that its deadline has ended it.
     TimeoutNotTold,
-    /// A write while the database is away is logged and forgotten.
-    UpdateSwallowed,
+    /// What failed is raised, and never written.
+    FailureNotTold,
     /// A VM is deleted only if the CR's status names it: one from before a crash is leaked.
     NotInStatusNotDeleted,
     /// A late `running` is written whatever the row says by now.
@@ -18,7 +18,7 @@ pub(crate) enum Bug {
 impl Bug {
     pub(crate) const ALL: [Self; 5] = [
         Self::TimeoutNotTold,
-        Self::UpdateSwallowed,
+        Self::FailureNotTold,
         Self::NotInStatusNotDeleted,
         Self::UnguardedStatus,
         Self::MadeAgain,

@@ -314,8 +314,6 @@ impl World {
                 daemon.vmis.list(&self.cluster.vmis, &daemon.queue);
                 Some(format!("{} lists the cluster", person(at)))
             }
-            // The predecessor never looked again.
-            1 | 2 if self.bug == Some(Bug::UpdateSwallowed) && daemon.store.is_complete() => None,
             1 | 2 if !self.database_away => {
                 daemon.resync(&self.database);
                 Some(format!("{} reads all rows", person(at)))
@@ -371,6 +369,7 @@ impl World {
     fn with_bug(&self, key: &Key, action: Action) -> Option<Action> {
         match (self.bug, &action) {
             (Some(Bug::TimeoutNotTold), Action::Report(report)) if report.reason.as_deref() == Some("timeout") => None,
+            (Some(Bug::FailureNotTold), Action::Report(report)) if report.status == Some(RowStatus::Error) => None,
             (Some(Bug::NotInStatusNotDeleted), Action::DeleteVm { .. }) => {
                 let named = self.cluster.crs.get(key).is_some_and(|cr| cr.status.virtual_machine_ref.is_some());
                 named.then_some(action)
@@ -470,12 +469,6 @@ impl World {
     fn writes_back(&mut self, at: usize) -> Option<String> {
         let now = self.now();
         let locked = self.locked.clone();
-        if self.bug == Some(Bug::UpdateSwallowed) && self.database_away {
-            let daemon = self.processes[at].runs()?;
-            let lost = daemon.outbox.next_reports(Instant::now());
-            lost.iter().for_each(|report| daemon.store.confirmed(report, &daemon.queue));
-            daemon.outbox = Default::default();
-        }
         let daemon = self.processes[at].runs().filter(|_| !self.database_away)?;
         if self.bug == Some(Bug::UnguardedStatus) {
             for report in daemon.outbox.next_reports(Instant::now()) {
