@@ -92,6 +92,7 @@ async fn years(postgres: &Postgres) -> Result<()> {
         ("desktops_by_id", &ids, few),
         ("identity", "", few),
         ("fence_epoch", "", few),
+        ("applied_migrations", "", few),
         ("paused", "", few),
         ("acquire", &format!("{term}, 'story'"), few),
         ("report", &format!("{term}, {ids}, {lists}"), few),
