@@ -6,6 +6,7 @@ use tokio::time::timeout;
 use tracing::info;
 
 use crate::cluster::{Created, Error, Written};
+use crate::events::News;
 use crate::model::{Seen, Vm, Vmi};
 use crate::names::{ANNOTATION_DATABASE, Key, Owner};
 use crate::operator::Operator;
@@ -49,11 +50,19 @@ impl Operator {
                 info!(desktop = %key, "brought the CR in line with its row");
             }
             Action::WriteCrStatus { uid, status } => {
+                let before = self.cluster.cr_cache.get(key);
                 if self.cluster.write_cr_status(key, &uid, &status).await? == Written::Gone {
                     return Ok(Acted::Overtaken);
                 }
                 let phase = status.phase.map(|phase| format!("{phase:?}"));
                 info!(desktop = %key, phase, reason = status.reason, "wrote the CR's status");
+                let before = before.present().map(|cr| cr.status.clone()).unwrap_or_default();
+                if let Some(news) = News::of_desktop(&before, &status) {
+                    self.events.tell_aside(self.cluster.reference_to(key, &uid), "Reconcile", news);
+                }
+                if let Some(end) = status.end.as_ref().filter(|_| before.end.is_none()) {
+                    self.metrics.ended(&end.reason);
+                }
             }
             Action::DeleteCr { uid } => {
                 self.cluster.delete_cr(key, &uid).await?;

@@ -14,6 +14,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
+use crate::reason::Reason;
+
 /// Most templates that have a figure of their own. Whoever edits the ConfigMap chooses their names.
 const MOST_TEMPLATES: usize = 100;
 
@@ -22,6 +24,7 @@ const MOST_TEMPLATES: usize = 100;
 pub struct Metrics {
     registry: Registry,
     templates: Family<OfTemplate, Gauge>,
+    ends: Family<ForReason, Counter>,
     /// Edits of templates that were refused.
     pub template_refusals: Counter,
 }
@@ -29,6 +32,11 @@ pub struct Metrics {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfTemplate {
     template: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ForReason {
+    reason: &'static str,
 }
 
 impl Default for Metrics {
@@ -40,7 +48,9 @@ impl Default for Metrics {
         registry.register("template_accepted", help, Family::clone(&templates));
         let template_refusals = Counter::default();
         registry.register("template_refusals", "Edits of VM templates that were refused", template_refusals.clone());
-        Self { registry, templates, template_refusals }
+        let ends = Family::default();
+        registry.register("desktop_ends", "Desktops whose end was decided, by reason", Family::clone(&ends));
+        Self { registry, templates, ends, template_refusals }
     }
 }
 
@@ -51,6 +61,12 @@ impl Metrics {
         for (template, accepted) in accepted.into_iter().take(MOST_TEMPLATES) {
             self.templates.get_or_create(&OfTemplate { template: template.clone() }).set(accepted.into());
         }
+    }
+
+    /// Counts a desktop whose end was decided. Words that are not in the table of reasons are counted as one.
+    pub fn ended(&self, reason: &str) {
+        let reason = Reason::parse(reason).map_or("other", Reason::as_str);
+        self.ends.get_or_create(&ForReason { reason }).inc();
     }
 
     fn show(&self) -> String {

@@ -80,6 +80,7 @@ pub struct Operator {
     /// Nothing is made before they were read.
     pub(crate) templates: watch::Sender<Option<Arc<Templates>>>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) events: Events,
     failures: Mutex<HashMap<Key, CreateFailure>>,
     fleet: Mutex<Fleet>,
     database_id: Mutex<Option<Uuid>>,
@@ -118,6 +119,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         resync: Notify::new(),
         templates: watch::Sender::new(None),
         metrics: Arc::default(),
+        events: Events::new(client.clone(), &config.identity),
         failures: Mutex::default(),
         fleet: Mutex::new(Fleet::new(config.max_unstarted)),
         database_id: Mutex::default(),
@@ -164,7 +166,6 @@ async fn lead(
     folder: Option<template::Sources>,
     stopping: &CancellationToken,
 ) {
-    let events = Events::new(client.clone(), &config.identity);
     while stopping.run_until_cancelled(operator.leadership.begun()).await.is_some() {
         // What was noted in an earlier term is another leader's past by now.
         operator.fleet().begin();
@@ -175,7 +176,7 @@ async fn lead(
         operator.resync.notify_one();
         // Another daemon may have accepted others meanwhile.
         operator.templates.send_replace(None);
-        let keeper = Keeper::new(operator, config, client, &events);
+        let keeper = Keeper::new(operator, config, client);
         tokio::select! {
             () = keeper.run(folder.clone()) => unreachable!("a watch goes on for ever"),
             () = work(operator, config.concurrency, stopping) => return,

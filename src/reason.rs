@@ -1,4 +1,4 @@
-//! Why a desktop ends, or is not ready: one table of stable words, the same in rows, CRs, logs and docs.
+//! Why a desktop ends, or is not ready: one table of stable words, the same in rows, CRs, Events, figures, logs and docs.
 
 use std::fmt;
 

@@ -29,7 +29,7 @@ use super::watch::WATCH_SECONDS;
 use super::write::Tried;
 use super::{CALL_DEADLINE, server_time};
 use crate::config::Config;
-use crate::events::Events;
+use crate::events::News;
 use crate::names::MANAGER;
 use crate::operator::Operator;
 use crate::reason::cut;
@@ -126,7 +126,6 @@ pub(crate) struct Keeper<'a> {
     /// Of the ConfigMaps and of Secrets with user data.
     namespace: &'a str,
     vm_namespace: &'a str,
-    events: &'a Events,
     /// The files of the good ones, and what was made of them.
     accepted: Sources,
     good: BTreeMap<String, Arc<Template>>,
@@ -139,10 +138,10 @@ pub(crate) struct Keeper<'a> {
 
 impl<'a> Keeper<'a> {
     /// One that knows nothing yet.
-    pub(crate) fn new(operator: &'a Operator, config: &'a Config, client: &'a Client, events: &'a Events) -> Self {
+    pub(crate) fn new(operator: &'a Operator, config: &'a Config, client: &'a Client) -> Self {
         let (namespace, vm_namespace) = (config.namespace.as_str(), config.vm_namespace.as_str());
         let (accepted, good, conditions, trouble) = Default::default();
-        Self { operator, client, namespace, vm_namespace, events, accepted, good, conditions, trouble, recorded: None }
+        Self { operator, client, namespace, vm_namespace, accepted, good, conditions, trouble, recorded: None }
     }
 
     /// Keeps the templates as the ConfigMap has them, without one those that ship with the binary; or as a folder
@@ -363,7 +362,7 @@ impl<'a> Keeper<'a> {
             }
             if let Wanted::OfPeople(_, config_map) = wanted {
                 let reason = format!("Template{}", condition.reason);
-                self.events.tell(kind, config_map, &reason, "CheckTemplate", &note).await;
+                self.operator.events.tell(config_map, "CheckTemplate", News { kind, reason, note }).await;
             }
         }
         self.operator.metrics.templates(conditions.iter().map(|(name, condition)| (name, condition.accepted())));

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ObjectReference, Secret};
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::client::Body;
 use kube::core::{ApiResource, DynamicObject, Request, Status, request};
@@ -166,6 +166,18 @@ impl Cluster {
             cr_cache: Cache::default(),
             vm_cache: Cache::default(),
             vmi_cache: Cache::default(),
+        }
+    }
+
+    /// Points an Event at a CR.
+    pub fn reference_to(&self, key: &Key, uid: &str) -> ObjectReference {
+        ObjectReference {
+            api_version: Some(CrObject::api_version(&()).into_owned()),
+            kind: Some(CrObject::kind(&()).into_owned()),
+            name: Some(key.to_string()),
+            namespace: self.crs.namespace().map(str::to_owned),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
         }
     }
 

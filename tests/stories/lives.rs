@@ -1,7 +1,10 @@
 //! A desktop's whole life, and each way in which it ends.
 
 use anyhow::{Result, ensure};
+use k8s_openapi::api::events::v1::Event;
+use kube::Api;
 
+use crate::templates::metrics;
 use crate::world::{World, vm_name};
 use crate::{Story, story};
 
@@ -23,6 +26,7 @@ pub(crate) fn stories() -> Vec<Story> {
         story("a VMI deleted by hand is another VMI of the same desktop", a_vmi_deleted_by_hand),
         story("a CR deleted by hand comes back and its VM lives on", a_cr_deleted_by_hand),
         story("a live migration shows in kubectl and ends nothing", a_live_migration),
+        story("Events of its CR tell a desktop's life, each step once", events_tell_it),
         story("a late running of a gateway does not bring it back", a_late_running),
     ]
 }
@@ -235,6 +239,31 @@ async fn a_live_migration(world: &World) -> Result<()> {
     world.guest(&id, "migrate").await?;
     world.until("the CR names another node", async || Ok(world.cr_status(&id, "node").await? != before)).await?;
     ensure!(world.row(&id).await?.status == "running");
+    Ok(())
+}
+
+async fn events_tell_it(world: &World) -> Result<()> {
+    world.start_operator(&[]).await?;
+    let id = world.running_desktop("1 hour").await?;
+    let cr = world.crs().get(&id).await?.metadata.uid;
+    let events: Api<Event> = Api::namespaced(world.parts.client.clone(), &world.namespace);
+    let told = async || {
+        let mut told = vec![];
+        for event in events.list(&Default::default()).await? {
+            if event.regarding.as_ref().is_some_and(|about| about.uid == cr) {
+                told.push([event.type_, event.reason].map(Option::unwrap_or_default).join(" "));
+            }
+        }
+        told.sort();
+        anyhow::Ok(told)
+    };
+    world.until("they tell of its start", async || Ok(told().await? == ["Normal Running", "Normal Starting"])).await?;
+    world.guest(&id, "crash").await?;
+    world.until_over(&id).await?;
+    let whole = ["Normal Running", "Normal Starting", "Warning guest-crashed"];
+    world.until("they tell of its end", async || Ok(told().await? == whole)).await?;
+    let ends = metrics(world).await?;
+    ensure!(ends.contains("cyberdesk_desktop_ends_total{reason=\"guest-crashed\"} 1"), "{ends}");
     Ok(())
 }
 

@@ -80,7 +80,7 @@ async fn mark_of_next(world: &World) -> Result<String> {
 }
 
 /// What Prometheus would read.
-async fn metrics(world: &World) -> Result<String> {
+pub(crate) async fn metrics(world: &World) -> Result<String> {
     let log = world.operator_log()?;
     let address = log.lines().rev().find_map(|line| line.split("address=\"").nth(1)?.split('"').next());
     let mut connection = tokio::net::TcpStream::connect(address.context("the log names no address")?).await?;
