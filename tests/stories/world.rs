@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use cyberdesk_testbed::players::KubeVirt;
 use cyberdesk_testbed::supervise::{Program, Spec, Supervised};
 use cyberdesk_testbed::{Caller, Database, Testbed, kubevirt};
 use jiff::Timestamp;
@@ -20,8 +21,11 @@ use uuid::Uuid;
 use crate::account;
 use crate::database::Servers;
 
-/// Longest wait for anything that a story waits for. Far more than it takes: the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// Longest wait for anything that a story waits for. Far more than it takes: the machine may be busy. The real
+/// KubeVirt tries again by itself, after back-offs of its own.
+fn patience() -> Duration {
+    Duration::from_secs(if matches!(KubeVirt::wanted(), Ok(KubeVirt::Real)) { 180 } else { 60 })
+}
 /// Time between two looks while waiting.
 const GLANCE: Duration = Duration::from_millis(20);
 
@@ -283,7 +287,7 @@ impl World {
 
     /// Waits until something holds. Looks at the state again and again; errors count as "not yet".
     pub(crate) async fn until(&self, what: &str, holds: impl AsyncFn() -> Result<bool>) -> Result<()> {
-        self.until_within(PATIENCE, what, holds).await
+        self.until_within(patience(), what, holds).await
     }
 
     /// The same with a patience of its own.
@@ -347,7 +351,7 @@ impl World {
 
 /// Waits until something holds, in no world in particular.
 pub(crate) async fn until(what: &str, holds: impl AsyncFn() -> Result<bool>) -> Result<()> {
-    until_within(PATIENCE, what, holds).await
+    until_within(patience(), what, holds).await
 }
 
 async fn until_within(patience: Duration, what: &str, holds: impl AsyncFn() -> Result<bool>) -> Result<()> {
