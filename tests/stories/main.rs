@@ -186,5 +186,8 @@ fn trials(parts: Option<(Arc<Runtime>, Arc<Parts>)>) -> Vec<Trial> {
     // Every version's turn comes early, so that their servers start side by side.
     let of_the_database =
         database::stories().into_iter().flat_map(|story| database::VERSIONS.map(|version| told(version, story)));
+    // They have nothing of KubeVirt, and are told beside the simulated one.
+    let real = matches!(KubeVirt::wanted(), Ok(KubeVirt::Real));
+    let of_the_database = of_the_database.filter(|_| !real);
     of_the_database.chain(with_world).collect()
 }
