@@ -15,7 +15,9 @@
 //! - VirtualMachinePool, Clone, Snapshot, Restore, Export, Migration and Preset objects: their kinds do not exist;
 //! - instance types and preferences; DataVolumes, PersistentVolumeClaims and hot-plugged volumes;
 //! - `WaitAsReceiver`; `running` together with anything but `true` or `false` (as KubeVirt);
-//! - edits of the template of a VM that has a VMI (KubeVirt's `RestartRequired` and live updates);
+//! - edits of what KubeVirt updates in a VMI that runs (sockets, memory, disks, volumes, networks, where it may run): all
+//!   other edits of its VM's template are played, as `RestartRequired`;
+//! - `RestartRequired` for an edit that only spells out a default, the VMI being the same: not written;
 //! - of the subresource API all but start, stop and restart of a VM: not served, 404 (let the node pause the guest);
 //!   options in the body of these three (`gracePeriod`, `paused`): refused with 400;
 //! - ControllerRevisions and KubeVirt's Events: not written;

@@ -59,6 +59,9 @@ const RECORD: &str = "CYBERDESK_RECORD";
 /// What older releases refuse and the newest admits.
 const REFUSED_BEFORE: [&str; 1] = ["an unknown architecture"];
 
+/// Lives that go otherwise on older releases: before 1.8, an edit that is taken back still requires a restart.
+const OTHERWISE_BEFORE: [&str; 1] = ["edit-undone"];
+
 type Test = fn(&Sides) -> LocalBoxFuture<'_, Result<()>>;
 
 /// Each life and each manifest as a test of its own. Without sides they can only be listed.
@@ -104,6 +107,9 @@ struct Side {
 impl Sides {
     /// Plays a life on both, and compares what watchers saw.
     async fn live(&self, life: Life) -> Result<()> {
+        if players::release()? != Release::default() && OTHERWISE_BEFORE.contains(&life.code()) {
+            return Ok(());
+        }
         let (real, simulated) = tokio::try_join!(
             async { lives::told(self.real.client.clone(), &life).await.context("on the real one") },
             async { lives::told(self.simulated.client.clone(), &life).await.context("on the simulator") },

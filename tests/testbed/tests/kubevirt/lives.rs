@@ -318,6 +318,32 @@ pub(crate) fn more() -> Vec<Life> {
             restart(&stage).await?;
             stage.delete_vm().await
         }),
+        life!("edited while it runs", |stage| {
+            stage.create("Always", |_| ()).await?;
+            stage.ready().await?;
+            let grace = async || {
+                let vmi = stage.vmi().await?;
+                anyhow::Ok(vmi.data["spec"]["terminationGracePeriodSeconds"].clone())
+            };
+            stage.edit_template(json!({ "terminationGracePeriodSeconds": 20 })).await?;
+            let required = |vm: &Event| vm.condition("RestartRequired") == Some("T()");
+            stage.until(Kind::Vm, "a VM that is to be restarted", required).await?;
+            ensure!(grace().await? == 30, "the VMI is changed");
+            restart(&stage).await?;
+            ensure!(grace().await? == 20, "the new VMI is not of the new template");
+            stage.until(Kind::Vm, "a VM that needs no restart", |vm| !required(vm)).await?;
+            stage.delete_vm().await
+        }),
+        life!("edit-undone needs no restart", |stage| {
+            stage.create("RerunOnFailure", |_| ()).await?;
+            stage.ready().await?;
+            let required = |vm: &Event| vm.condition("RestartRequired") == Some("T()");
+            stage.edit_template(json!({ "terminationGracePeriodSeconds": 20 })).await?;
+            stage.until(Kind::Vm, "a VM that is to be restarted", required).await?;
+            stage.edit_template(json!({ "terminationGracePeriodSeconds": 30 })).await?;
+            stage.until(Kind::Vm, "a VM that needs no restart", |vm| !required(vm)).await?;
+            stage.delete_vm().await
+        }),
     ]
 }
 

@@ -157,6 +157,13 @@ impl Stage {
         Ok(())
     }
 
+    /// Edits the template of the VM.
+    pub(crate) async fn edit_template(&self, spec: Value) -> Result<()> {
+        let patch = json!({ "spec": { "template": { "spec": spec } } });
+        self.vms().patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
+    }
+
     pub(crate) async fn label_vm(&self) -> Result<()> {
         let patch = json!({ "metadata": { "labels": { "owner": "somebody" } } });
         self.vms().patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await?;

@@ -64,6 +64,12 @@ pub(super) async fn start(client: &Client, tasks: &mut JoinSet<()>) -> Result<()
     admission_is_heeded(client).await
 }
 
+/// The spec of a VMI as it is once admitted.
+pub(super) fn with_defaults(mut spec: Value) -> Value {
+    defaults::instance(&mut spec);
+    spec
+}
+
 async fn answer(Path(hook): Path<String>, Json(review): Json<Value>) -> Json<Value> {
     let request = &review["request"];
     let mut response = review::answer(&hook, request, Timestamp::now());
