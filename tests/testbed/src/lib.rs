@@ -16,6 +16,7 @@
 //! [`operator::become_operator_if_asked`] too.
 
 pub mod account;
+mod aggregation;
 pub mod assets;
 pub mod cache;
 pub mod control_plane;

@@ -8,14 +8,15 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::{Client, ResourceExt as _};
-use serde_json::{Value, json};
+use serde_json::json;
 
+use crate::aggregation::{self, API_HOST, NAMESPACE, install_service, resource, subresources_are_served};
 use crate::assets::kubevirt::{Pair, Release};
 use crate::control_plane::{Authority, ControlPlane, install};
 use crate::kubevirt::{CONTROLLER_USER, admission_is_heeded};
@@ -23,12 +24,10 @@ use crate::progress::Part;
 use crate::scratch::{Scratch, free_port};
 use crate::supervise::{Program, Spec, Supervised};
 
-/// Where KubeVirt is installed.
-const NAMESPACE: &str = "kubevirt";
+/// Under whose name the objects are applied.
+const MANAGER: &str = "virt-operator";
 /// virt-api's account.
 const API_USER: &str = "system:serviceaccount:kubevirt:kubevirt-apiserver";
-/// How the API server names virt-api, as a client of TLS.
-const API_HOST: &str = "virt-api.kubevirt.svc";
 /// Installed by virt-operator only when asked, or its own: nobody here would answer them.
 const LEFT_OUT: [&str; 2] = ["virt-launcher-pod-mutator", "virt-operator-validator"];
 /// How long the two may take to be ready: generous, for a machine that compiles beside them.
@@ -125,10 +124,9 @@ async fn install_kinds(client: &Client, manifests: &[DynamicObject]) -> Result<(
     install(client, &crds).await.context("install KubeVirt's kinds")
 }
 
-/// Accounts, roles, certificates' places and the configuration.
+/// The Service, accounts, roles, certificates' places and the configuration.
 async fn install_objects(client: &Client, manifests: &[DynamicObject], authority: &Authority) -> Result<()> {
-    let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } });
-    apply(client, &serde_json::from_value(namespace)?).await?;
+    install_service(client, MANAGER).await?;
     // Not limited by their own clients: many desktops at once are what is tested here.
     let limit =
         json!({ "restClient": { "rateLimiter": { "tokenBucketRateLimiter": { "qps": 2000, "burst": 4000 } } } });
@@ -166,11 +164,8 @@ async fn install_objects(client: &Client, manifests: &[DynamicObject], authority
     Ok(())
 }
 
-/// Webhooks and aggregated API, by the Service that they name: another name for this machine.
+/// Webhooks and aggregated API, by the Service that they name.
 async fn register(client: &Client, manifests: &[DynamicObject], authority: &Authority, port: u16) -> Result<()> {
-    let service = json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": "virt-api", "namespace": NAMESPACE },
-        "spec": { "type": "ExternalName", "externalName": "localhost" } });
-    apply(client, &serde_json::from_value(service)?).await?;
     let bundle = json!(ByteString(authority.certificate().as_bytes().to_vec()));
     let ours = manifests.iter().filter(|object| !LEFT_OUT.contains(&object.name_any().as_str()));
     for object in ours {
@@ -191,19 +186,6 @@ async fn register(client: &Client, manifests: &[DynamicObject], authority: &Auth
         apply(client, &object).await?;
     }
     Ok(())
-}
-
-/// Waits until the API server passes a request of the subresource API on.
-async fn subresources_are_served(client: &Client) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let request = http::Request::get("/apis/subresources.kubevirt.io/v1").body(Vec::new())?;
-        match client.request::<Value>(request).await {
-            Ok(_) => return Ok(()),
-            Err(error) if Instant::now() > deadline => bail!("the subresource API is not served: {error}"),
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
 }
 
 /// What the two read from disk.
@@ -277,20 +259,6 @@ fn kind_of(object: &DynamicObject) -> &str {
     object.types.as_ref().map_or("", |types| types.kind.as_str())
 }
 
-fn resource(object: &DynamicObject) -> Result<ApiResource> {
-    let types = object.types.as_ref().context("a manifest says what it is")?;
-    Ok(ApiResource::from_gvk(&types.try_into()?))
-}
-
 async fn apply(client: &Client, object: &DynamicObject) -> Result<()> {
-    let (kind, name) = (resource(object)?, object.name_any());
-    let api: Api<DynamicObject> = match object.namespace() {
-        Some(namespace) => Api::namespaced_with(client.clone(), &namespace, &kind),
-        None => Api::all_with(client.clone(), &kind),
-    };
-    let mut object = object.clone();
-    object.metadata.managed_fields = None;
-    let apply = PatchParams::apply("virt-operator").force();
-    api.patch(&name, &apply, &Patch::Apply(object)).await.with_context(|| format!("apply {} {name}", kind.kind))?;
-    Ok(())
+    aggregation::apply(client, object, MANAGER).await
 }

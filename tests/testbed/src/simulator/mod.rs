@@ -5,6 +5,7 @@
 //!
 //! - [`schema`]: the CustomResourceDefinitions;
 //! - `admission`: virt-api's webhooks, a table of small rules, and the defaults that it writes;
+//! - `subresources`: virt-api's start, stop and restart;
 //! - `controller`, `vm`, `vmi`, `launcher`: virt-controller, the last three pure.
 //!
 //! # Left out on purpose
@@ -14,9 +15,11 @@
 //! - VirtualMachinePool, Clone, Snapshot, Restore, Export, Migration and Preset objects: their kinds do not exist;
 //! - instance types and preferences; DataVolumes, PersistentVolumeClaims and hot-plugged volumes;
 //! - `WaitAsReceiver`; `running` together with anything but `true` or `false` (as KubeVirt);
-//! - edits of the template of a VM that has a VMI (KubeVirt's `RestartRequired` and live updates);
-//! - the subresource API (start, stop, restart, pause): not served, the API server answers 404. Write `runStrategy`, or
-//!   let the node pause the guest;
+//! - edits of what KubeVirt updates in a VMI that runs (sockets, memory, disks, volumes, networks, where it may run): all
+//!   other edits of its VM's template are played, as `RestartRequired`;
+//! - `RestartRequired` for an edit that only spells out a default, the VMI being the same: not written;
+//! - of the subresource API all but start, stop and restart of a VM: not served, 404 (let the node pause the guest);
+//!   options in the body of these three (`gracePeriod`, `paused`): refused with 400;
 //! - ControllerRevisions and KubeVirt's Events: not written;
 //! - the eviction webhook: a drained guest shuts down, whatever its `evictionStrategy` (KubeVirt migrates some);
 //! - `NodeUnresponsive`: the VMI of a lost node fails when its pod is gone, without a reason;
@@ -34,6 +37,7 @@ mod admission;
 mod controller;
 mod launcher;
 pub mod schema;
+mod subresources;
 mod vm;
 mod vmi;
 

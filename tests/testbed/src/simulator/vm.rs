@@ -11,6 +11,7 @@ use kube::api::DynamicObject;
 use serde_json::{Value, json};
 use std::time::Duration;
 
+use super::admission::with_defaults;
 use crate::kubevirt::{
     VM_CONTROLLER_FINALIZER, condition, has_finalizer, is_deleting, is_final, new_condition, phase, seconds,
     set_condition,
@@ -127,6 +128,7 @@ pub(super) fn status(vm: &DynamicObject, vmi: Option<&DynamicObject>, around: &C
     }
     sync_start_failure(&mut status, vm, vmi, around);
     sync_conditions(&mut status, vmi, around);
+    sync_restart_required(&mut status, vm, vmi, around);
     status["printableStatus"] = json!(printable(vm, vmi, &status, around.made_one));
     status
 }
@@ -213,6 +215,38 @@ fn sync_conditions(status: &mut Value, vmi: Option<&DynamicObject>, around: &Cir
     }
 }
 
+/// Set while the VMI is not the one that the template would make now; it stays until another is made.
+///
+/// KubeVirt compares with its record of the template at the start; here the VMI itself is that record.
+fn sync_restart_required(
+    status: &mut Value,
+    vm: &DynamicObject,
+    vmi: Option<&DynamicObject>,
+    around: &Circumstances<'_>,
+) {
+    const WORDS: &str = "a non-live-updatable field was changed in the template spec";
+    let required = match vmi {
+        _ if is_deleting(vm) => return,
+        Some(vmi) => !is_made_from(vmi, &vm.data["spec"]["template"]["spec"]),
+        None if around.made_one => false,
+        None => return,
+    };
+    set_condition(
+        status,
+        "RestartRequired",
+        required.then(|| new_condition("RestartRequired", true, "", WORDS, around.now)),
+    );
+}
+
+fn is_made_from(vmi: &DynamicObject, template: &Value) -> bool {
+    let (spec, mut template) = (&vmi.data["spec"], template.clone());
+    let uuid = &spec["domain"]["firmware"]["uuid"];
+    if template["domain"]["firmware"]["uuid"].is_null() && uuid.is_string() {
+        template["domain"]["firmware"]["uuid"] = uuid.clone();
+    }
+    template == *spec || with_defaults(template) == *spec
+}
+
 /// The word that `kubectl get vm` shows. First match wins.
 fn printable(vm: &DynamicObject, vmi: Option<&DynamicObject>, status: &Value, made_one: bool) -> &'static str {
     if is_deleting(vm) {
@@ -292,6 +326,31 @@ mod tests {
             let done = sync(&vm, vmi.as_ref(), Timestamp::UNIX_EPOCH);
             assert_eq!(done, expected, "{strategy}, {}, {:?}", vm.data["status"], vmi.as_ref().map(phase));
         }
+    }
+
+    #[test]
+    fn an_edit_requires_a_restart_until_another_vmi_is_made() {
+        let vm = |grace: u64, status: &Value| {
+            let template = json!({ "spec": { "domain": { "firmware": { "uuid": "u" } }, "terminationGracePeriodSeconds": grace } });
+            object(
+                json!({ "metadata": {}, "spec": { "runStrategy": "Always", "template": template }, "status": status }),
+            )
+        };
+        let started = vm(30, &json!({}));
+        let made = with_defaults(started.data["spec"]["template"]["spec"].clone());
+        let vmi = object(json!({ "metadata": { "uid": "v" }, "spec": made, "status": { "phase": "Running" } }));
+        let after = |vm: &DynamicObject, vmi, made_one| {
+            let back_off = Duration::from_secs(10);
+            let around = Circumstances { failure: None, made_one, now: Timestamp::UNIX_EPOCH, back_off, jitter: 0.0 };
+            status(vm, vmi, &around)
+        };
+        let required = |status: &Value| condition(status, "RestartRequired").is_some();
+        assert!(!required(&after(&started, Some(&vmi), false)));
+        let edited = after(&vm(20, &json!({})), Some(&vmi), false);
+        assert!(required(&edited));
+        assert!(!required(&after(&vm(30, &edited), Some(&vmi), false)), "an edit that is taken back");
+        assert!(required(&after(&vm(20, &edited), None, false)), "stopped");
+        assert!(!required(&after(&vm(20, &edited), None, true)), "started anew");
     }
 
     #[test]

@@ -45,6 +45,26 @@ pub(crate) async fn refuses_what_it_does_not_play(client: Client) -> Result<()> 
         let answer = answer(&client, &vm).await?;
         ensure!(answer["code"] == 422 && answer["message"].to_string().contains(words), "{words}: {answer}");
     }
+    refuses_what_it_does_not_play_on_a_running_vm(client).await
+}
+
+async fn refuses_what_it_does_not_play_on_a_running_vm(client: Client) -> Result<()> {
+    let api = vms(&client, "default");
+    api.create(&PostParams::default(), &serde_json::from_value(good("runs"))?).await?;
+    while api.get("runs").await?.data["status"]["created"] != true {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let resize = json!({ "spec": { "template": { "spec": { "domain": { "memory": { "guest": "2Gi" } } } } } });
+    let Err(kube::Error::Api(status)) = api.patch("runs", &PatchParams::default(), &Patch::Merge(resize)).await else {
+        bail!("a running VM was resized")
+    };
+    ensure!(status.code == 422 && status.message.contains("does not play live updates"), "{status:?}");
+
+    let path = "/apis/subresources.kubevirt.io/v1/namespaces/default/virtualmachines/runs/stop";
+    let request = http::Request::put(path).body(br#"{"gracePeriod":1}"#.to_vec())?;
+    let Err(kube::Error::Api(status)) = client.request::<Value>(request).await else { bail!("an option was accepted") };
+    ensure!(status.code == 400 && status.message.contains("does not play options"), "{status:?}");
+    api.delete("runs", &Default::default()).await?;
     Ok(())
 }
 

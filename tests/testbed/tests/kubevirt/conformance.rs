@@ -16,7 +16,6 @@ use cyberdesk_testbed::{Progress, supervise};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use kube::Client;
-use kube::client::Body;
 use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -33,10 +32,8 @@ mod lives;
 mod published;
 mod stage;
 
-use event::Kind;
 use faults::Fault;
 use lives::Life;
-use stage::Stage;
 
 fn main() -> Result<ExitCode> {
     supervise::become_supervisor_if_asked();
@@ -62,6 +59,9 @@ const RECORD: &str = "CYBERDESK_RECORD";
 /// What older releases refuse and the newest admits.
 const REFUSED_BEFORE: [&str; 1] = ["an unknown architecture"];
 
+/// Lives that go otherwise on older releases: before 1.8, an edit that is taken back still requires a restart.
+const OTHERWISE_BEFORE: [&str; 1] = ["edit-undone"];
+
 type Test = fn(&Sides) -> LocalBoxFuture<'_, Result<()>>;
 
 /// Each life and each manifest as a test of its own. Without sides they can only be listed.
@@ -82,8 +82,7 @@ fn trials(sides: Option<(Arc<Runtime>, Arc<Sides>)>) -> Vec<Trial> {
     let faults = faults::faults().into_iter().map(|fault| {
         trial(format!("manifest {}", fault.name), sides.clone(), move |sides| sides.answer(fault).boxed_local())
     });
-    let others: [(&str, Test); 4] = [
-        ("subresources start, restart and stop", |sides| sides.subresources().boxed_local()),
+    let others: [(&str, Test); 3] = [
         ("refusals on record are those of the real one", |sides| sides.on_record().boxed_local()),
         ("published templates are admitted", |sides| published::templates(&sides.real.client).boxed_local()),
         ("published examples are admitted", |sides| published::examples(&sides.real.client).boxed_local()),
@@ -108,6 +107,9 @@ struct Side {
 impl Sides {
     /// Plays a life on both, and compares what watchers saw.
     async fn live(&self, life: Life) -> Result<()> {
+        if players::release()? != Release::default() && OTHERWISE_BEFORE.contains(&life.code()) {
+            return Ok(());
+        }
         let (real, simulated) = tokio::try_join!(
             async { lives::told(self.real.client.clone(), &life).await.context("on the real one") },
             async { lives::told(self.simulated.client.clone(), &life).await.context("on the simulator") },
@@ -128,32 +130,6 @@ impl Sides {
         }
         ensure!(real == simulated, "they differ:\n  real      {real}\n  simulated {simulated}");
         Ok(())
-    }
-
-    /// The subresource API starts, restarts and stops on the real one; the simulator does not serve it, and says so.
-    async fn subresources(&self) -> Result<()> {
-        const NAME: &str = "subresources";
-        let ask = async |side: &Side, verb: &str| {
-            let path = format!("/apis/subresources.kubevirt.io/v1/namespaces/{NAME}/virtualmachines/{NAME}/{verb}");
-            let request = http::Request::put(path).header("content-type", "application/json");
-            anyhow::Ok(side.client.send(request.body(Body::from(b"{}".to_vec()))?).await?.status().as_u16())
-        };
-        ensure!(ask(&self.simulated, "start").await? == 404, "the simulator has grown a subresource API: compare it");
-        let stage = Stage::new(self.real.client.clone(), NAME).await?;
-        stage.create("Manual", |_| ()).await?;
-        stage.at_rest("Stopped").await?;
-        ensure!(ask(&self.real, "stop").await? == 409, "there is nothing to stop");
-        ensure!(ask(&self.real, "start").await? == 202, "start is accepted");
-        stage.ready().await?;
-        let first = stage.vmi().await?.metadata.uid;
-        ensure!(ask(&self.real, "restart").await? == 202, "restart is accepted");
-        stage.until(Kind::Vm, "a VM that is not ready", |vm| !vm.marked("ready")).await?;
-        stage.ready().await?;
-        ensure!(stage.vmi().await?.metadata.uid != first, "it runs in another VMI");
-        ensure!(ask(&self.real, "stop").await? == 202, "stop is accepted");
-        stage.at_rest("Stopped").await?;
-        stage.delete_vm().await?;
-        stage.gone().await
     }
 
     /// The file of refusals says what the real one says; for the newest release, of which it is.

@@ -3,7 +3,7 @@
 //! They are held to the recording (`traces.rs`) and, in the conformance run, played on the simulator and on the real
 //! KubeVirt at once (`conformance.rs`).
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use futures::future::LocalBoxFuture;
 use kube::Client;
 use kube::api::PropagationPolicy;
@@ -265,7 +265,96 @@ pub(crate) fn more() -> Vec<Life> {
             stage.ready().await?;
             stage.delete_vm().await
         }),
+        life!("asked-always stops and starts by subresource", |stage| {
+            stage.create("Always", |_| ()).await?;
+            stage.ready().await?;
+            stage.may_not("start", "VM is already running").await?;
+            stage.asks("stop").await?;
+            stage.at_rest("Stopped").await?;
+            stage.may_not("stop", "VM is not running").await?;
+            stage.may_not("restart", "RunStategy Halted does not support manual restart requests").await?;
+            stage.asks("start").await?;
+            stage.ready().await?;
+            stage.delete_vm().await
+        }),
+        life!("asked-rerun stops and starts by subresource", |stage| {
+            stage.create("RerunOnFailure", |_| ()).await?;
+            stage.ready().await?;
+            stage.asks("stop").await?;
+            stage.at_rest("Stopped").await?;
+            stage.may_not("stop", "VM is not running").await?;
+            stage.may_not("restart", "VM is not running: Halted").await?;
+            stage.asks("start").await?;
+            stage.ready().await?;
+            stage.delete_vm().await
+        }),
+        life!("asked-manual starts, restarts and stops by subresource", |stage| {
+            stage.create("Manual", |_| ()).await?;
+            stage.at_rest("Stopped").await?;
+            stage.asks("start").await?;
+            stage.ready().await?;
+            restart(&stage).await?;
+            stage.asks("stop").await?;
+            stage.at_rest("Stopped").await?;
+            stage.delete_vm().await
+        }),
+        life!("asked-once stops by subresource", |stage| {
+            stage.create("Once", |_| ()).await?;
+            stage.ready().await?;
+            stage.may_not("restart", "RunStategy Once does not support manual restart requests").await?;
+            stage.asks("stop").await?;
+            stage.at_rest("Stopped").await?;
+            stage.delete_vm().await
+        }),
+        life!("again-always restarts by subresource", |stage| {
+            stage.create("Always", |_| ()).await?;
+            stage.ready().await?;
+            restart(&stage).await?;
+            stage.delete_vm().await
+        }),
+        life!("again-rerun restarts by subresource", |stage| {
+            stage.create("RerunOnFailure", |_| ()).await?;
+            stage.ready().await?;
+            restart(&stage).await?;
+            stage.delete_vm().await
+        }),
+        life!("edited while it runs", |stage| {
+            stage.create("Always", |_| ()).await?;
+            stage.ready().await?;
+            let grace = async || {
+                let vmi = stage.vmi().await?;
+                anyhow::Ok(vmi.data["spec"]["terminationGracePeriodSeconds"].clone())
+            };
+            stage.edit_template(json!({ "terminationGracePeriodSeconds": 20 })).await?;
+            let required = |vm: &Event| vm.condition("RestartRequired") == Some("T()");
+            stage.until(Kind::Vm, "a VM that is to be restarted", required).await?;
+            ensure!(grace().await? == 30, "the VMI is changed");
+            restart(&stage).await?;
+            ensure!(grace().await? == 20, "the new VMI is not of the new template");
+            stage.until(Kind::Vm, "a VM that needs no restart", |vm| !required(vm)).await?;
+            stage.delete_vm().await
+        }),
+        life!("edit-undone needs no restart", |stage| {
+            stage.create("RerunOnFailure", |_| ()).await?;
+            stage.ready().await?;
+            let required = |vm: &Event| vm.condition("RestartRequired") == Some("T()");
+            stage.edit_template(json!({ "terminationGracePeriodSeconds": 20 })).await?;
+            stage.until(Kind::Vm, "a VM that is to be restarted", required).await?;
+            stage.edit_template(json!({ "terminationGracePeriodSeconds": 30 })).await?;
+            stage.until(Kind::Vm, "a VM that needs no restart", |vm| !required(vm)).await?;
+            stage.delete_vm().await
+        }),
     ]
+}
+
+/// Restarts a VM that is ready; the guest then runs in another VMI.
+async fn restart(stage: &Stage) -> Result<()> {
+    let before = stage.vmi().await?.metadata.uid;
+    stage.asks("restart").await?;
+    stage.until(Kind::Vm, "a VM that is not ready", |vm| !vm.marked("ready")).await?;
+    stage.ready().await?;
+    ensure!(stage.vmi().await?.metadata.uid != before, "it runs in the same VMI");
+    Ok(())
 }
 
 fn deaf(vm: &mut serde_json::Value) {

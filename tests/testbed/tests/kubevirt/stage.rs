@@ -7,6 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Client;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, PropagationPolicy, WatchParams};
+use kube::client::Body;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -124,6 +125,41 @@ impl Stage {
 
     pub(crate) async fn set_run_strategy(&self, strategy: &str) -> Result<()> {
         let patch = json!({ "spec": { "runStrategy": strategy } });
+        self.vms().patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
+    }
+
+    /// Asks for `start`, `stop` or `restart` of the VM by subresource; answers the status code and what was said.
+    async fn ask(&self, verb: &str) -> Result<(u16, String)> {
+        let path = format!("/apis/subresources.kubevirt.io/v1/namespaces/{0}/virtualmachines/{0}/{verb}", self.name);
+        let request = http::Request::put(path).header("content-type", "application/json");
+        let answer = self.client.send(request.body(Body::from(b"{}".to_vec()))?).await?;
+        let code = answer.status().as_u16();
+        let said = answer.into_body().collect_bytes().await?;
+        Ok((code, String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    /// By subresource, accepted without a word.
+    pub(crate) async fn asks(&self, verb: &str) -> Result<()> {
+        let answer = self.ask(verb).await?;
+        ensure!(answer == (202, String::new()), "{verb}: {answer:?}");
+        Ok(())
+    }
+
+    /// By subresource, refused as a conflict in these words.
+    pub(crate) async fn may_not(&self, verb: &str, words: &str) -> Result<()> {
+        let (code, said) = self.ask(verb).await?;
+        let status: Value = serde_json::from_str(&said).with_context(|| format!("{verb}: {code} {said}"))?;
+        let message = format!("Operation cannot be fulfilled on virtualmachine.kubevirt.io \"{}\": {words}", self.name);
+        let fields = (&status["kind"], &status["code"], &status["reason"], &status["message"]);
+        let expected = (&json!("Status"), &json!(409), &json!("Conflict"), &json!(message));
+        ensure!(code == 409 && fields == expected, "{verb}: {code} {said}");
+        Ok(())
+    }
+
+    /// Edits the template of the VM.
+    pub(crate) async fn edit_template(&self, spec: Value) -> Result<()> {
+        let patch = json!({ "spec": { "template": { "spec": spec } } });
         self.vms().patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! The played virt-api: admission webhooks over HTTPS, registered under the names of the real ones.
+//! The played virt-api: admission webhooks over HTTPS, registered under the names of the real ones. The subresource
+//! API ([`super::subresources`]) is served by the same server.
 //!
 //! `review` decides what happens to a request, `rules` and `devices` are the table of what is refused and in which
 //! words, `defaults` is what is written into an admitted object. The API server calls us by URL and trusts a
@@ -21,6 +22,8 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
+use super::subresources;
+use crate::aggregation::API_HOST;
 use crate::kubevirt::admission_is_heeded;
 
 mod defaults;
@@ -30,9 +33,14 @@ mod review;
 mod rules;
 mod types;
 
-/// Serves the webhooks, registers them, and returns once the API server obeys them. The server ends with the set.
+/// Under whose name the objects are applied.
+const MANAGER: &str = "testbed-simulator";
+
+/// Serves the webhooks and the subresource API, registers them, and returns once the API server obeys them.
+/// The server ends with the set.
 pub(super) async fn start(client: &Client, tasks: &mut JoinSet<()>) -> Result<()> {
-    let CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
+    let CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["127.0.0.1".to_owned(), API_HOST.to_owned()])?;
     let key = PrivateKeyDer::try_from(signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ServerConfig::builder_with_provider(provider)
@@ -42,16 +50,24 @@ pub(super) async fn start(client: &Client, tasks: &mut JoinSet<()>) -> Result<()
 
     let listener = TcpListener::bind("127.0.0.1:0").context("a port for the webhooks")?;
     listener.set_nonblocking(true)?;
-    let url = format!("https://{}", listener.local_addr()?);
-    let app = axum::Router::new().route("/{hook}", post(answer));
+    let address = listener.local_addr()?;
+    let app = axum::Router::new().route("/{hook}", post(answer)).merge(subresources::routes(client));
     let server = axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(Arc::new(tls)))?;
     tasks.spawn(async move {
         if let Err(error) = server.serve(app.into_make_service()).await {
             tracing::error!(%error, "the webhook server has ended");
         }
     });
-    register(client, &url, cert.pem()).await?;
+    let authority = ByteString(cert.pem().into_bytes());
+    register(client, &format!("https://{address}"), &authority).await?;
+    subresources::register(client, address.port(), &authority, MANAGER).await?;
     admission_is_heeded(client).await
+}
+
+/// The spec of a VMI as it is once admitted.
+pub(super) fn with_defaults(mut spec: Value) -> Value {
+    defaults::instance(&mut spec);
+    spec
 }
 
 async fn answer(Path(hook): Path<String>, Json(review): Json<Value>) -> Json<Value> {
@@ -61,8 +77,7 @@ async fn answer(Path(hook): Path<String>, Json(review): Json<Value>) -> Json<Val
     Json(json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response }))
 }
 
-async fn register(client: &Client, url: &str, certificate: String) -> Result<()> {
-    let authority = ByteString(certificate.into_bytes());
+async fn register(client: &Client, url: &str, authority: &ByteString) -> Result<()> {
     // KubeVirt's own writes need no asking after creation: its webhooks let all of them through, and a thousand VMs
     // write much.
     let strangers =
@@ -99,7 +114,7 @@ async fn register(client: &Client, url: &str, certificate: String) -> Result<()>
             hook("virtualmachine-validator", review::VALIDATE_VM, vm, both),
         ],
     });
-    let apply = PatchParams::apply("testbed-simulator").force();
+    let apply = PatchParams::apply(MANAGER).force();
     let mutators = Api::<MutatingWebhookConfiguration>::all(client.clone());
     mutators.patch("virt-api-mutator", &apply, &Patch::Apply(mutating)).await?;
     let validators = Api::<ValidatingWebhookConfiguration>::all(client.clone());

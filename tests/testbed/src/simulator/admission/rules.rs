@@ -359,14 +359,26 @@ pub(super) fn not_played(vm_spec: &Value, spec: &Value, causes: &mut Causes) {
     }
 }
 
-/// Edits that would not reach a VMI that runs: KubeVirt notes `RestartRequired` or updates it live.
+/// Edits of a running VM's template that KubeVirt passes on to the VMI; all others wait for a restart.
 pub(super) fn not_played_on_update(vm: &Value, old: &Value, causes: &mut Causes) {
+    const LIVE: [&str; 9] = [
+        "/domain/cpu/sockets",
+        "/domain/memory/guest",
+        "/domain/devices/disks",
+        "/domain/devices/interfaces",
+        "/networks",
+        "/volumes",
+        "/nodeSelector",
+        "/affinity",
+        "/tolerations",
+    ];
     let (new_spec, old_spec) = (&vm["spec"]["template"]["spec"], &old["spec"]["template"]["spec"]);
-    if old.is_object() && new_spec != old_spec && old["status"]["created"] == true {
-        causes.add(
-            "FieldValueNotSupported",
-            "spec.template.spec",
-            "the simulator does not play edits of a running VM's template",
-        );
+    let edited = |path: &&str| new_spec.pointer(path) != old_spec.pointer(path);
+    if old["status"]["created"] == true
+        && let Some(path) = LIVE.into_iter().find(edited)
+    {
+        let field = path.replace('/', ".");
+        let words = "the simulator does not play live updates of a running VM";
+        causes.add("FieldValueNotSupported", &format!("spec.template.spec{field}"), words);
     }
 }
