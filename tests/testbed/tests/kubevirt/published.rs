@@ -5,6 +5,7 @@ use cyberdesk_operator::names::{Key, Owner};
 use cyberdesk_operator::template::Templates;
 use kube::Client;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -25,7 +26,7 @@ pub(crate) async fn templates(client: &Client) -> Result<()> {
     ensure!(names.len() > 1, "there are templates: {names:?}");
     let templates = Templates::new("default", files);
     for name in names {
-        admits_a_desktop(client, &templates, &name).await?;
+        admits_a_desktop(client, &templates, &name, json!({})).await?;
     }
     Ok(())
 }
@@ -38,16 +39,31 @@ pub(crate) async fn examples(client: &Client) -> Result<()> {
         let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("\n```").next());
         examples.extend(blocks.map(|block| (path.clone(), block.to_owned())));
     }
-    let sample = Path::new(ROOT).join("deploy/sample-cyberdesk.yaml");
-    examples.push((sample.clone(), std::fs::read_to_string(sample)?));
+    for file in ["deploy/sample-cyberdesk.yaml", "deploy/example-templates.yaml"] {
+        let path = Path::new(ROOT).join(file);
+        examples.push((path.clone(), std::fs::read_to_string(path)?));
+    }
     for (path, text) in examples {
         let place = path.display();
         for document in text.split("\n---\n") {
             let Ok(object) = serde_saphyr::from_str::<Value>(document) else { continue };
             match object["kind"].as_str() {
+                // An excerpt, for a reader to put the rest in.
+                Some("VirtualMachine") if object["spec"].is_null() => {}
+                Some("ConfigMap") => {
+                    let files: BTreeMap<String, String> = serde_json::from_value(object["data"].clone())?;
+                    let templates = Templates::new("default", files.clone());
+                    for name in files.keys().filter_map(|file| file.strip_suffix(".yaml")) {
+                        let chosen =
+                            if name == "kiosk" { json!({ "page": "https://example.com/" }) } else { json!({}) };
+                        admits_a_desktop(client, &templates, name, chosen).await.with_context(|| format!("{place}"))?;
+                    }
+                }
                 Some("VirtualMachine") => {
                     let templates = Templates::new("default", [("example.yaml", document)]);
-                    admits_a_desktop(client, &templates, "example").await.with_context(|| format!("{place}"))?;
+                    admits_a_desktop(client, &templates, "example", json!({}))
+                        .await
+                        .with_context(|| format!("{place}"))?;
                 }
                 Some("Cyberdesk") => admits(client, "cyberdesk.io/v1alpha1", "cyberdesks", &object)
                     .await
@@ -60,9 +76,10 @@ pub(crate) async fn examples(client: &Client) -> Result<()> {
     Ok(())
 }
 
-async fn admits_a_desktop(client: &Client, templates: &Templates, name: &str) -> Result<()> {
+/// The VM of a desktop with these params is admitted.
+async fn admits_a_desktop(client: &Client, templates: &Templates, name: &str, mut params: Value) -> Result<()> {
     let id = Uuid::from_u128(1);
-    let params = json!({ "template": name });
+    params["template"] = name.into();
     let made = templates.render(&Key::of_row(id), &Owner::Row(id), None, Some(&params));
     let made = made.map_err(|refusal| anyhow::anyhow!("template {name}: {}", refusal.message))?;
     admits(client, "kubevirt.io/v1", "virtualmachines", &made.vm).await.with_context(|| format!("template {name}"))
