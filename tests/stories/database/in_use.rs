@@ -127,9 +127,9 @@ async fn touches_are_cheap(postgres: &Postgres) -> Result<()> {
     }
     ensure!(versions().await? == before);
     // A twentieth of ten minutes is 30 s.
-    later(&fixture, id, "29 seconds").await?;
+    later(&fixture, id, "15 seconds").await?;
     ensure!(!touch(&fixture, id).await?);
-    later(&fixture, id, "2 seconds").await?;
+    later(&fixture, id, "16 seconds").await?;
     let before = versions().await?;
     ensure!(touch(&fixture, id).await?);
     let after = versions().await?;
