@@ -97,7 +97,7 @@ pub struct Operator {
 ///
 /// # Errors
 ///
-/// If a setting cannot be used at all, or another daemon has taken over.
+/// If a setting cannot be used at all, or `/metrics` can no longer be served.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let client = cluster::connect().await.context("read how to reach the Kubernetes API server")?;
     let pool = config.database.pool()?;
