@@ -357,8 +357,11 @@ async fn throttled(world: &World) -> Result<()> {
     world.start_operator(&[("CYBERDESK_MAX_UNSTARTED", "1")]).await?;
     let first = world.insert("1 hour").await?;
     world.until("its VM is made", async || Ok(world.vms().get_opt(&vm_name(&first)).await?.is_some())).await?;
-    let waiting = [world.insert("1 hour").await?, world.insert("1 hour").await?];
-    for id in &waiting {
+    let mut waiting = vec![];
+    for _ in 0..2 {
+        // One after the other: two at once may stand in line either way round.
+        let id = &world.insert("1 hour").await?;
+        waiting.push(id.clone());
         until_told(world, id, "throttled").await?;
         ensure!(world.vms().get_opt(&vm_name(id)).await?.is_none(), "it has no VM");
         ensure!(world.row(id).await?.message.is_none(), "our queue is no event");
