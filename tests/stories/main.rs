@@ -10,6 +10,7 @@ mod bad_input;
 mod by_hand;
 mod connections;
 mod database;
+mod docs;
 mod doctor;
 mod ends;
 mod grants;
@@ -104,6 +105,7 @@ fn stories() -> Vec<Story> {
         ends::stories(),
         templates::stories(),
         install::stories(),
+        docs::stories(),
         leadership::stories(),
         scale::stories(),
     ]

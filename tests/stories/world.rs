@@ -163,6 +163,11 @@ impl World {
         operator.ended().await
     }
 
+    /// The one who owns its rows.
+    pub(crate) fn user(&self) -> Uuid {
+        self.user
+    }
+
     /// Inserts a row as the app does, and answers its id.
     pub(crate) async fn insert(&self, lifetime: &str) -> Result<String> {
         self.insert_with(lifetime, None).await
