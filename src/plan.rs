@@ -9,8 +9,10 @@
 //! - An end that the cluster decided (crash, power-off) stands in the CR before the VM is deleted.
 //! - What is not marked as this desktop's is never touched.
 
+mod observed;
 mod start;
 mod status;
+mod teardown;
 
 use std::time::Duration;
 
@@ -20,13 +22,14 @@ use uuid::Uuid;
 
 use crate::crd::{CyberdeskSpec, CyberdeskStatus, End, Phase};
 use crate::fleet::{Progress, Standing};
-use crate::model::{Cr, Desired, Now, Report, Row, RowStatus, RunStrategy, Seen, Vm, Vmi, VmiPhase, later};
+use crate::model::{Cr, Desired, Now, Report, Row, RowStatus, RunStrategy, Seen, Vm, Vmi, later};
 use crate::names::{Key, Owner, secrets_by_hand};
 use crate::reason::{self, Reason};
 use crate::template::{Manifests, Refusal, Templates};
 use start::Start;
 pub(crate) use start::is_quota;
 use status::Course;
+use teardown::{clear_away, collect_leftovers};
 
 /// How long a desktop applied by hand lives when its spec does not say: as long as a row's by default.
 const DEFAULT_LIFETIME: SignedDuration = SignedDuration::from_hours(24);
@@ -292,74 +295,6 @@ impl<'a> Desktop<'a> {
         view.failure.filter(|failure| failure.owner == self.owner)
     }
 
-    /// What the cluster says of an end that nobody asked for.
-    fn observed_end(
-        &self,
-        view: &View<'_>,
-        to_make: Option<&Result<Manifests, Refusal>>,
-        start: &Start,
-        now: Now,
-    ) -> Option<End> {
-        let end = |reason, message: Option<String>| Some(reason::end(reason, message, now.cluster));
-        let given_up = || start.given_up.clone().and_then(|cause| end(cause.reason, Some(cause.words)));
-        match (&view.vm, &view.vmi) {
-            (Seen::Unknown, _) | (_, Seen::Unknown) => None,
-            (Seen::Absent, _) => match (to_make, self.failure(view)) {
-                (None, _) if view.live => end(Reason::VmDeleted, None),
-                (None, _) => None,
-                (Some(Err(refusal)), _) => end(refusal.reason, Some(refusal.message.clone())),
-                (Some(Ok(_)), Some(failure)) if failure.fault == Fault::Refused => {
-                    end(Reason::Refused, Some(failure.words.clone()))
-                }
-                (Some(Ok(_)), _) => given_up(),
-            },
-            // A CR by hand that was deleted and applied anew: the VM of the first one goes first.
-            (Seen::Present(vm), _) if self.is_predecessors(&vm.owner) => None,
-            (Seen::Present(vm), _) if vm.owner.as_ref() != Some(&self.owner) => {
-                let name = view.key.vm_name();
-                end(Reason::NameTaken, Some(format!("there is a VirtualMachine {name} that is not of this desktop")))
-            }
-            (Seen::Present(vm), _) if vm.deleting => end(Reason::VmDeleted, None),
-            // The VM that was recorded is gone, and somebody's late create made another one.
-            (Seen::Present(vm), _) if self.recorded_vm().is_some_and(|uid| uid != vm.uid) => {
-                end(Reason::VmDeleted, None)
-            }
-            (Seen::Present(vm), vmi) => {
-                self.guest_end(vm, vmi.present(), view.live).and_then(|(r, m)| end(r, m)).or_else(given_up)
-            }
-        }
-    }
-
-    /// Whether the guest is over for good, as KubeVirt will not start it again.
-    fn guest_end(&self, vm: &Vm, vmi: Option<&Vmi>, live: bool) -> Option<(Reason, Option<String>)> {
-        use RunStrategy::{Manual, Once, RerunOnFailure};
-        match (vm.run_strategy, vmi) {
-            // Under `Once` a VMI that somebody deletes is started anew, whatever it ends as; under `Manual` it was
-            // stopped.
-            (Once | Manual, Some(vmi)) if vmi.deleting => None,
-            (Once | Manual | RerunOnFailure, Some(vmi)) if vmi.phase == VmiPhase::Succeeded => {
-                let evicted = vmi.evicted || self.was_said(Reason::Evicted);
-                Some((if evicted { Reason::Evicted } else { Reason::GuestShutdown }, None))
-            }
-            (Once | Manual, Some(vmi)) if vmi.phase == VmiPhase::Failed => {
-                let reason = if vmi.node_lost || self.was_said(Reason::NodeLost) {
-                    Reason::NodeLost
-                } else if vmi.evicted || self.was_said(Reason::Evicted) {
-                    Reason::Evicted
-                } else {
-                    Reason::GuestCrashed
-                };
-                Some((reason, vmi.waiting.as_ref().map(|(_, words)| words.clone())))
-            }
-            // KubeVirt deletes the VMI of a guest that powered off: its last word may have been missed.
-            (RerunOnFailure, None) if live && self.has_run() && !vm.restart_pending => {
-                let evicted = self.was_said(Reason::Evicted);
-                Some((if evicted { Reason::Evicted } else { Reason::GuestShutdown }, None))
-            }
-            _ => None,
-        }
-    }
-
     fn has_run(&self) -> bool {
         self.cr.is_some_and(|cr| cr.status.start_time.is_some())
             || self.row.is_some_and(|row| row.status == RowStatus::Running)
@@ -440,56 +375,6 @@ impl<'a> Desktop<'a> {
         }
     }
 
-    /// Brings a desktop whose end is decided to it: VM first, then the word that it is over, CR last.
-    fn end(&self, view: &View<'_>, end: &End, now: Now) -> Plan {
-        let mut actions: Vec<Action> = self.status(view, Course::Ends(end), now).into_iter().collect();
-        let ours = |owner: &Option<Owner>| owner.as_ref() == Some(&self.owner) || self.is_predecessors(owner);
-        match (&view.vm, &view.vmi) {
-            (Seen::Unknown, _) | (_, Seen::Unknown) => (),
-            (Seen::Present(vm), _) if ours(&vm.owner) => {
-                if !vm.deleting {
-                    actions.push(Action::DeleteVm { uid: vm.uid.clone() });
-                }
-            }
-            (_, Seen::Present(vmi)) if ours(&vmi.owner) => {
-                if !vmi.deleting {
-                    actions.push(Action::DeleteVmi { uid: vmi.uid.clone() });
-                }
-            }
-            _ if !view.live => {
-                // A CR by hand whose last word is written has nothing more to be looked for.
-                let over = self.status(view, Course::Over(end), now).is_none();
-                if self.row.is_none() && over {
-                    return Plan::nothing();
-                }
-                actions.push(Action::LookLive);
-            }
-            _ => {
-                let secrets = Action::DeleteSecrets { selector: self.owner.secret_selector(view.key) };
-                match self.row {
-                    Some(row) => {
-                        // Where the end is recorded already, its last word is the row's.
-                        if self.cr.is_some_and(|cr| cr.status.end.is_some()) {
-                            actions.clear();
-                        }
-                        actions.extend([secrets, Action::Report(last_word(row, end, self.recorded_vm()))]);
-                    }
-                    None => {
-                        actions = vec![secrets];
-                        actions.extend(self.status(view, Course::Over(end), now));
-                    }
-                }
-            }
-        }
-        Plan { actions, wait: self.until_stuck(view, now), ..Plan::default() }
-    }
-
-    /// Time until a VMI that is being deleted should be gone.
-    fn until_stuck(&self, view: &View<'_>, now: Now) -> Option<Duration> {
-        let left = view.vmi.present()?.gone_by?.duration_since(now.cluster);
-        left.is_positive().then(|| left.unsigned_abs())
-    }
-
     /// The write that makes the CR's status true, if it is not.
     fn status(&self, view: &View<'_>, course: Course<'_>, now: Now) -> Option<Action> {
         let cr = self.cr?;
@@ -534,63 +419,6 @@ fn message_of(row: &Row, start: &Start) -> Option<String> {
         }
         None => told.map(|_| String::new()),
     }
-}
-
-fn last_word(row: &Row, end: &End, vm_uid: Option<&str>) -> Report {
-    let status = if end.phase == Phase::Error { RowStatus::Error } else { RowStatus::Terminated };
-    Report {
-        id: row.id,
-        generation: row.generation,
-        vm_uid: vm_uid.map(str::to_owned),
-        status: Some(status),
-        reason: Some(end.reason.clone()),
-        message: end.message.clone(),
-        stream_url: None,
-        ended: true,
-    }
-}
-
-/// The row is over: nothing of it may be left. A create that landed late is found here too.
-fn clear_away(view: &View<'_>, row: &Row, cr: Option<&Cr>) -> Plan {
-    let ours = |owner: &Option<Owner>| owner.as_ref() == Some(&Owner::Row(row.id));
-    let actions = match (&view.vm, &view.vmi) {
-        (Seen::Unknown, _) | (_, Seen::Unknown) => vec![],
-        (Seen::Present(vm), _) if ours(&vm.owner) && vm.deleting => vec![],
-        (Seen::Present(vm), _) if ours(&vm.owner) => {
-            let selector = Owner::Row(row.id).secret_selector(view.key);
-            vec![Action::DeleteSecrets { selector }, Action::DeleteVm { uid: vm.uid.clone() }]
-        }
-        (_, Seen::Present(vmi)) if ours(&vmi.owner) && vmi.deleting => vec![],
-        (_, Seen::Present(vmi)) if ours(&vmi.owner) => vec![Action::DeleteVmi { uid: vmi.uid.clone() }],
-        _ => match cr {
-            Some(cr) if cr.deleting => vec![],
-            Some(cr) => vec![Action::DeleteCr { uid: cr.uid.clone() }],
-            None => vec![Action::Forget],
-        },
-    };
-    Plan { actions, ..Plan::default() }
-}
-
-/// Neither row nor CR: what a desktop by hand left behind when its CR was deleted goes too.
-fn collect_leftovers(view: &View<'_>) -> Plan {
-    let by_hand = |owner: &Option<Owner>| matches!(owner, Some(Owner::Hand(_)));
-    let actions = match (&view.vm, &view.vmi) {
-        (Seen::Unknown, _) | (_, Seen::Unknown) => vec![],
-        (Seen::Present(vm), _) if by_hand(&vm.owner) && !vm.deleting => {
-            let selector = secrets_by_hand(view.key);
-            vec![Action::DeleteSecrets { selector }, Action::DeleteVm { uid: vm.uid.clone() }]
-        }
-        (Seen::Absent, Seen::Present(vmi)) if by_hand(&vmi.owner) && !vmi.deleting => {
-            vec![Action::DeleteVmi { uid: vmi.uid.clone() }]
-        }
-        (Seen::Present(_), _) | (_, Seen::Present(_)) => vec![],
-        // A row's Secret went before its row was over.
-        (Seen::Absent, Seen::Absent) if view.key.row_id().is_some() => vec![Action::Forget],
-        (Seen::Absent, Seen::Absent) => {
-            vec![Action::DeleteSecrets { selector: secrets_by_hand(view.key) }, Action::Forget]
-        }
-    };
-    Plan { actions, ..Plan::default() }
 }
 
 /// A CR by hand whose spec cannot be read: it says so, and nothing is made of it.

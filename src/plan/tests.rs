@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use super::*;
 use crate::crd::VirtualMachineRef;
-use crate::model::StartRules;
+use crate::model::{StartRules, VmiPhase};
 
 const NOON: i64 = 1_800_000_000;
 

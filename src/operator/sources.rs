@@ -1,0 +1,160 @@
+//! What wakes desktops: changed rows, cut watches, the clocks and the pause.
+
+use std::convert::Infallible;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use kube::Client;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{debug, info, warn};
+
+use super::Operator;
+use crate::clock::Reading;
+use crate::cluster;
+use crate::config::Config;
+use crate::database::listen::Wakeups;
+use crate::database::rows;
+use crate::queue::Lane;
+use crate::telemetry::chain;
+
+/// After a notification the rows are looked at again: of committers at the same time only one notifies.
+const AGAIN_AFTER_WAKE: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(25)];
+/// Least time between two looks for changed rows, under a storm of notifications.
+const LEAST_GAP: Duration = Duration::from_millis(5);
+/// While notifications are not proven to arrive, rows are looked at this often at least.
+const DEAF_POLL: Duration = Duration::from_secs(1);
+/// While more rows have changed than one look reads, all are read this often: a look at all costs far more.
+const BACKLOG_RESYNC: Duration = Duration::from_secs(1);
+/// How often it is read whether new desktops shall wait.
+const PAUSE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the clocks are read.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often they are read in quick succession at first.
+const SETTLING_READINGS: u32 = 11;
+
+impl Operator {
+    /// Looks for changed rows: at once when notified, and every so often in any case.
+    pub(super) async fn scan(&self, config: &Config, wakeups: &Wakeups) {
+        let mut next_resync = Instant::now();
+        let mut trouble = false;
+        let mut again: &[Duration] = &[];
+        loop {
+            let resync = Instant::now() >= next_resync;
+            let began = Instant::now();
+            let result = if resync { self.resync().await.map(|()| true) } else { self.read_changes().await };
+            match result {
+                Ok(all) => {
+                    if resync {
+                        next_resync = Instant::now() + config.resync_interval;
+                    } else if !all {
+                        // The newest changes are at the end of the queue; a shutdown may be among them.
+                        next_resync = next_resync.min(Instant::now() + BACKLOG_RESYNC);
+                    }
+                    trouble = false;
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut trouble, true) {
+                        warn!(error = %chain(error.as_ref()), "cannot read the database; will try again");
+                    }
+                    next_resync = Instant::now();
+                    again = &[];
+                }
+            }
+            let hears = wakeups.alive.load(Ordering::Relaxed) && !trouble;
+            let poll = if hears { config.poll_interval } else { config.poll_interval.min(DEAF_POLL) };
+            let (pause, rest) = again.split_first().map_or((poll, again), |(pause, rest)| (*pause, rest));
+            tokio::select! {
+                () = wakeups.look.notified() => again = &AGAIN_AFTER_WAKE,
+                () = self.resync.notified() => next_resync = Instant::now(),
+                () = sleep(pause) => again = rest,
+                () = sleep_until(next_resync), if !trouble => again = rest,
+            }
+            sleep_until(began + LEAST_GAP).await;
+        }
+    }
+
+    /// Reads the rows that changed, oldest change first. Tells whether these were all.
+    async fn read_changes(&self) -> anyhow::Result<bool> {
+        let changed = rows::dirty(&self.pool).await?;
+        let all = usize::try_from(rows::SCAN).is_ok_and(|most| changed.len() < most);
+        self.store.take_in(changed, &self.queue);
+        Ok(all)
+    }
+
+    /// Reads every so often whether new desktops shall wait; once they need not any more, all are looked at.
+    pub(super) async fn heed_pause(&self) -> Infallible {
+        loop {
+            sleep(PAUSE_INTERVAL).await;
+            let waited = self.paused.load(Ordering::Relaxed);
+            let again = async {
+                self.read_pause().await?;
+                if waited && !self.paused.load(Ordering::Relaxed) { self.resync().await } else { Ok(()) }
+            };
+            if let Err(error) = again.await {
+                debug!(error = %chain(error.as_ref()), "cannot read whether new desktops shall wait");
+            }
+        }
+    }
+
+    async fn read_pause(&self) -> anyhow::Result<()> {
+        let paused = rows::paused(&self.pool).await?;
+        if self.paused.swap(paused, Ordering::Relaxed) != paused {
+            info!(paused, "an administrator has paused the making of new desktops, or has it go on");
+        }
+        Ok(())
+    }
+
+    /// Reads all rows that are not over, and looks at everything in the cluster that has our name.
+    async fn resync(&self) -> anyhow::Result<()> {
+        // Before the rows, so that none is made that should wait.
+        self.read_pause().await?;
+        if self.database_id().is_none() {
+            let id = rows::identity(&self.pool).await?;
+            *self.database_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+        }
+        if self.leadership.rest().is_none() {
+            self.store.forget_over();
+        }
+        let gone = self.store.take_in_all(rows::live(&self.pool).await?, &self.queue);
+        if !gone.is_empty() {
+            self.store.take_in(rows::by_id(&self.pool, &gone).await?, &self.queue);
+        }
+        self.wake_cluster();
+        Ok(())
+    }
+
+    /// Wakes everything in the cluster that has our name.
+    pub(super) fn wake_cluster(&self) {
+        let known = [self.cluster.cr_cache.keys(), self.cluster.vm_cache.keys(), self.cluster.vmi_cache.keys()];
+        for key in known.into_iter().flatten() {
+            self.queue.wake(&key, Lane::Makes);
+        }
+    }
+
+    pub(super) async fn read_clocks(&self, client: &Client) {
+        let mut readings = 0_u32;
+        loop {
+            let (database, cluster) = tokio::join!(rows::time(&self.pool), cluster::server_time(client));
+            match database {
+                Ok(reading) => self.clock.database(reading),
+                Err(error) => debug!(error = %chain(error.as_ref()), "cannot read the database's clock"),
+            }
+            match cluster {
+                Ok((time, at)) => self.clock.cluster(Reading { time, at }),
+                Err(error) => debug!(error = %chain(error.as_ref()), "cannot read the API server's clock"),
+            }
+            // The API server tells whole seconds: where between two of them it is takes some readings.
+            let settling = readings < SETTLING_READINGS;
+            readings = readings.saturating_add(1);
+            sleep(if settling { Duration::from_millis(90) } else { CLOCK_INTERVAL }).await;
+        }
+    }
+
+    /// A watch is cut, or goes on.
+    pub(super) fn watched(&self, kind: &str, well: bool) {
+        let Some(now) = self.clock.now() else { return };
+        let others = self.fleet().watched(kind, well, now.cluster);
+        others.iter().for_each(|other| self.queue.wake(other, Lane::Makes));
+    }
+}

@@ -1,0 +1,180 @@
+//! The workers: each looks at one desktop at a time, plans and acts until nothing is left to do.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use super::Operator;
+use crate::act::Acted;
+use crate::database::rows;
+use crate::database::store::Remembered;
+use crate::model::{Row, Seen, Vm, Vmi};
+use crate::names::Key;
+use crate::plan::{Plan, View, plan};
+use crate::queue::{Lane, Outcome};
+use crate::telemetry::chain;
+
+/// Most rounds of look, plan and act before a desktop waits for its turn again. A life takes one to
+/// three at a time; one that needs more is going in circles.
+const ROUNDS: usize = 8;
+/// Part of the concurrency that only ends may use, so that a burst of new desktops delays no shutdown.
+const KEPT_FOR_ENDS: usize = 4;
+/// Longest wait for a deadline; one that is further away is looked at again then.
+const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
+
+/// Takes keys as they come due and works on them, at most `concurrency` at once. When told to stop it
+/// takes no more, and returns when all that was begun is done and written back.
+pub(super) async fn work(operator: &Arc<Operator>, concurrency: usize, stopping: &CancellationToken) {
+    // What has not been listed yet would be taken for unknown, and nothing would wake it again.
+    let listed = async {
+        let mut templates = operator.templates.subscribe();
+        let (_, (), (), ()) = tokio::join!(
+            templates.wait_for(Option::is_some),
+            operator.cluster.cr_cache.completed(),
+            operator.cluster.vm_cache.completed(),
+            operator.cluster.vmi_cache.completed(),
+        );
+    };
+    if stopping.run_until_cancelled(listed).await.is_none() {
+        return;
+    }
+    let slots = Arc::new(Semaphore::new(concurrency));
+    let most_makes = concurrency - KEPT_FOR_ENDS.min(concurrency - 1);
+    let mut steps = JoinSet::new();
+    loop {
+        let slot = slots.clone().acquire_owned().await.expect("the slots are never closed");
+        let room = || operator.makes_in_flight.load(Ordering::Relaxed) < most_makes;
+        let Some((key, lane)) = stopping.run_until_cancelled(operator.queue.next(room)).await else {
+            break;
+        };
+        let mut turn = Turn::begin(operator.clone(), key, lane);
+        steps.spawn(async move {
+            turn.outcome = turn.operator.step(&turn.key).await;
+            drop((turn, slot));
+        });
+        while let Some(ended) = steps.try_join_next() {
+            report_panic(ended);
+        }
+    }
+    while let Some(ended) = steps.join_next().await {
+        report_panic(ended);
+    }
+    operator.write_back.drained().await;
+}
+
+/// One key's turn. However it ends, the queue hears of it: a key that is never done is never looked at again.
+struct Turn {
+    operator: Arc<Operator>,
+    key: Key,
+    lane: Lane,
+    outcome: Outcome,
+}
+
+impl Turn {
+    fn begin(operator: Arc<Operator>, key: Key, lane: Lane) -> Self {
+        if lane == Lane::Makes {
+            operator.makes_in_flight.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { operator, key, lane, outcome: FAILED }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if self.lane == Lane::Makes {
+            self.operator.makes_in_flight.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.operator.queue.done(&self.key, self.lane, self.outcome);
+    }
+}
+
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        error!(%error, "a look at a desktop ended in a panic: this is a bug; it will be looked at again");
+    }
+}
+
+/// To be tried again after the back-off.
+const FAILED: Outcome = Outcome::Failed { at_least: Duration::ZERO, deadline: None };
+
+impl Operator {
+    /// Looks, plans and acts on one desktop until nothing is left to do, or something must be waited for.
+    async fn step(&self, key: &Key) -> Outcome {
+        let mut live = None;
+        for _ in 0..ROUNDS {
+            // Neither side has told the time yet, or the row cannot be read.
+            let Some(Plan { actions, wait, .. }) = self.look(key, live.take()).await else { return FAILED };
+            let deadline = wait.map(|wait| Instant::now() + wait.min(LONGEST_WAIT));
+            if actions.is_empty() {
+                return Outcome::Settled(deadline);
+            }
+            let mut told = false;
+            for action in actions {
+                match self.act(key, action).await {
+                    Ok(Acted::Done) => (),
+                    Ok(Acted::Told) => told = true,
+                    Ok(Acted::Overtaken) => break,
+                    Ok(Acted::Looked(seen)) => live = Some(*seen),
+                    Ok(Acted::Forgotten) => return Outcome::Settled(None),
+                    Err(error) => {
+                        warn!(desktop = %key, error = %chain(&error), "not done; the next look decides anew");
+                        return Outcome::Failed { at_least: error.retry_after(), deadline };
+                    }
+                }
+            }
+            if told {
+                return Outcome::Settled(deadline);
+            }
+        }
+        warn!(desktop = %key, "not settled after {ROUNDS} rounds; will look again");
+        FAILED
+    }
+
+    /// Collects what is known of a desktop, and what follows from it. `None`: too little is known to decide.
+    async fn look(&self, key: &Key, live: Option<(Seen<Vm>, Seen<Vmi>)>) -> Option<Plan> {
+        let now = self.clock.now()?;
+        let templates = self.templates.borrow().clone()?;
+        let cr = self.cluster.cr_cache.get(key);
+        let is_live = live.is_some();
+        let (vm, vmi) = live.unwrap_or_else(|| (self.cluster.vm_cache.get(key), self.cluster.vmi_cache.get(key)));
+        let known = !matches!((&cr, &vm, &vmi), (Seen::Absent, Seen::Absent, Seen::Absent));
+        let row = match self.row(key, known).await {
+            Ok(row) => row,
+            Err(error) => {
+                warn!(desktop = %key, error = %chain(error.as_ref()), "cannot read the row; will try again");
+                return None;
+            }
+        };
+        let failure = self.failures().get(key).cloned();
+        let fleet = self.fleet().standing(key, now.cluster);
+        let paused = self.paused.load(Ordering::Relaxed);
+        let failure = failure.as_ref();
+        let view = View { key, row, cr, vm, vmi, live: is_live, failure, fleet: &fleet, paused, templates: &templates };
+        let mut plan = plan(&view, now);
+        let others = self.fleet().note(key, plan.progress.take(), plan.ready, now.cluster);
+        others.iter().for_each(|other| self.queue.wake(other, Lane::Makes));
+        debug!(desktop = %key, cr = ?view.cr, vm = ?view.vm, vmi = ?view.vmi, actions = ?plan.actions, "looked");
+        Some(plan)
+    }
+
+    /// The row of a key. It is asked for only if something in the cluster has its name.
+    async fn row(&self, key: &Key, known_in_cluster: bool) -> anyhow::Result<Seen<Row>> {
+        Ok(match self.store.get(key) {
+            Remembered::Row(row) => Seen::Present(*row),
+            Remembered::NotARow => Seen::Absent,
+            // The list wakes all when it is there.
+            Remembered::Nothing(_) if !self.store.is_complete() => Seen::Unknown,
+            Remembered::Nothing(_) if !known_in_cluster => Seen::Absent,
+            Remembered::Nothing(id) => {
+                let found = rows::by_id(&self.pool, &[id]).await?.into_iter().next();
+                self.store.found(id, found)
+            }
+        })
+    }
+}
