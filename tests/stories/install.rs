@@ -27,6 +27,7 @@ pub(crate) fn stories() -> Vec<Story> {
         story("the pods of deploy/ are admitted where only restricted ones are", restricted),
         story("a daemon started as its Deployment says serves a database migrated as the Job says", as_written),
         story("the ServiceMonitor finds the daemon's figures by its labels and port", monitored),
+        story("an upgrade under load, schema first and then the daemon, loses no desktop and doubles none", upgraded),
         story("removing deploy/ leaves the desktops, and applying it again goes on with them", removed),
         // The kind is everybody's.
         story("deleting the CRD leaves the VMs of rows running, and with it their CRs come back", without_the_crd)
@@ -182,6 +183,61 @@ async fn monitored(world: &World) -> Result<()> {
     ensure!(named(&pod["spec"]["containers"][0]["ports"], &port["targetPort"]), "the Service has no port of the pod");
     let endpoint = &monitor.data["spec"]["endpoints"][0];
     ensure!(endpoint["port"] == port["name"] && endpoint["path"] == "/metrics", "the monitor asks elsewhere");
+    Ok(())
+}
+
+/// What a migration may do to the functions that the running daemon calls: each is another one afterwards.
+const MADE_ANEW: &str = "
+    do $$
+    declare
+      f record;
+    begin
+      for f in select p.oid::regprocedure::text as signature, pg_get_functiondef(p.oid) as definition
+                 from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+                where n.nspname = 'cyberdesk' and has_function_privilege('cyberdesk_daemon', p.oid, 'execute')
+      loop
+        execute format('drop function %s', f.signature);
+        execute f.definition;
+        execute format('revoke all on function %s from public', f.signature);
+        execute format('grant execute on function %s to cyberdesk_daemon', f.signature);
+      end loop;
+    end $$;
+    alter table cyberdesk.desktop add column of_the_next_version text;
+    alter table public.cyberdesk_instances add column of_the_next_version text;";
+
+/// Nothing is released yet, so there is no version before to start from. What it would meet is played: under its feet
+/// the schema becomes the next one.
+async fn upgraded(world: &World) -> Result<()> {
+    let before = world.start_daemon("a", &[("CYBERDESK_IDENTITY", "a")]).await?;
+    let first = world.running_desktop("1 hour").await?;
+    let uid = world.vms().get(&vm_name(&first)).await?.uid();
+    let load = async {
+        let mut ids = vec![];
+        for _ in 0..40 {
+            ids.push(world.insert("1 hour").await?);
+        }
+        anyhow::Ok(ids)
+    };
+    let migrated = async {
+        let administrator = world.database.connect_as("postgres").await?;
+        Ok(administrator.batch_execute(MADE_ANEW).await?)
+    };
+    let (mut ids, ()) = tokio::try_join!(load, migrated)?;
+    ids.push(first.clone());
+    world.request_shutdown(&ids[0]).await?;
+    world.until_over(&ids.remove(0)).await?;
+
+    // The Deployment's next pod is there before the old one goes.
+    let _after = world.start_daemon("b", &[("CYBERDESK_IDENTITY", "b")]).await?;
+    before.signal(rustix::process::Signal::TERM)?;
+    before.ended().await?;
+    ids.push(world.insert("1 hour").await?);
+    for id in &ids {
+        world.until_status(id, "running").await?;
+    }
+    let vms = world.vms().list(&ListParams::default()).await?.items;
+    ensure!(vms.len() == ids.len(), "{} VMs for {} desktops", vms.len(), ids.len());
+    ensure!(world.vms().get(&vm_name(&first)).await?.uid() == uid, "what ran runs on");
     Ok(())
 }
 
