@@ -13,7 +13,7 @@ use cyberdesk_testbed::{Progress, assets};
 use tokio::process::Command;
 
 use crate::world::World;
-use crate::{Story, manifests, story};
+use crate::{Story, account, manifests, story};
 
 /// The pages whose commands are run, in the order in which one would follow them.
 const FOLLOWED: [&str; 4] = ["docs/getting-started.md", "README.md", "docs/templates.md", "docs/operator.md"];
@@ -112,8 +112,10 @@ async fn followed(world: &World) -> Result<()> {
     for object in manifests::objects("deploy/crd", NAMESPACE)? {
         manifests::apply(&world.parts.client, &object).await?;
     }
-    let kubeconfig = world.parts.testbed.control_plane.kubeconfig().display().to_string();
-    world.start_operator(&[("CYBERDESK_NAMESPACE", NAMESPACE), ("KUBECONFIG", &kubeconfig)]).await?;
+    let control_plane = &world.parts.testbed.control_plane;
+    let account = account::in_namespace(control_plane, NAMESPACE).await?.display().to_string();
+    world.start_operator(&[("CYBERDESK_NAMESPACE", NAMESPACE), ("KUBECONFIG", &account)]).await?;
+    let kubeconfig = control_plane.kubeconfig().display().to_string();
 
     let folder = workplace()?;
     let user = world.user().to_string();

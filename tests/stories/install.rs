@@ -23,6 +23,7 @@ const MOUNTED: &str = "/etc/cyberdesk-operator";
 pub(crate) fn stories() -> Vec<Story> {
     vec![
         story("the manifests are applied twice, and the second time changes nothing", twice),
+        story("whatever names the image names the one of this version", versions),
         story("what people edited stays when the manifests are applied again", edited),
         story("the pods of deploy/ are admitted where only restricted ones are", restricted),
         story("a daemon started as its Deployment says serves a database migrated as the Job says", as_written),
@@ -50,6 +51,18 @@ async fn twice(world: &World) -> Result<()> {
         ensure!(first.metadata.finalizers.is_none() || first.metadata.namespace.is_none(), "{name} would not go");
         let second = apply(&world.parts.client, object).await?;
         ensure!(first.resource_version() == second.resource_version(), "applied again, {name} is another");
+    }
+    Ok(())
+}
+
+async fn versions(_: &World) -> Result<()> {
+    let image = concat!("cyberdesk-operator:", env!("CARGO_PKG_VERSION"));
+    for file in
+        ["deploy/deployment.yaml", "deploy/migrate/job.yaml", "compose.yaml", "docs/getting-started.md", "Dockerfile"]
+    {
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file))?;
+        let named: Vec<&str> = text.match_indices("cyberdesk-operator:").map(|(at, _)| &text[at..]).collect();
+        ensure!(!named.is_empty() && named.iter().all(|rest| rest.starts_with(image)), "{file} does not name {image}");
     }
     Ok(())
 }
