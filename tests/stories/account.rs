@@ -21,9 +21,7 @@ pub(crate) const ACCOUNT: &str = "cyberdesk-operator";
 pub(crate) async fn in_namespace(control_plane: &ControlPlane, namespace: &str) -> Result<PathBuf> {
     let admin = control_plane.client().await?;
     for file in FILES {
-        for object in manifests::file(file, namespace)? {
-            manifests::apply(&admin, &object).await?;
-        }
+        manifests::apply_all(&admin, &manifests::file(file, namespace)?).await?;
     }
     let config = control_plane.service_account(namespace, ACCOUNT).await?;
     let mut file = Kubeconfig::read_from(control_plane.kubeconfig())?;

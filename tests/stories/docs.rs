@@ -17,7 +17,7 @@ use crate::{Story, account, manifests, story};
 
 /// The pages whose commands are run, in the order in which one would follow them.
 const FOLLOWED: [&str; 4] = ["docs/getting-started.md", "README.md", "docs/templates.md", "docs/operator.md"];
-/// Of a checkout, and not in `.ci/run`: they take long, and nothing can fail in them but a bug that tests find.
+/// Of a checkout, and not in `.ci/run`: what only measures, and itself.
 const BY_HAND: [&str; 2] = ["cargo bench", ".ci/run"];
 
 pub(crate) fn stories() -> Vec<Story> {
@@ -109,9 +109,7 @@ async fn linked(_: &World) -> Result<()> {
 }
 
 async fn followed(world: &World) -> Result<()> {
-    for object in manifests::objects("deploy/crd", NAMESPACE)? {
-        manifests::apply(&world.parts.client, &object).await?;
-    }
+    manifests::apply_all(&world.parts.client, &manifests::objects("deploy/crd", NAMESPACE)?).await?;
     let control_plane = &world.parts.testbed.control_plane;
     let account = account::in_namespace(control_plane, NAMESPACE).await?.display().to_string();
     world.start_operator(&[("CYBERDESK_NAMESPACE", NAMESPACE), ("KUBECONFIG", &account)]).await?;

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::manifests::{self, api, apply, find};
+use crate::manifests::{self, api, apply, apply_all, find};
 use crate::world::{World, vm_name};
 use crate::{Story, story};
 
@@ -70,9 +70,7 @@ async fn versions(_: &World) -> Result<()> {
 async fn edited(world: &World) -> Result<()> {
     let client = &world.parts.client;
     let base = manifests::objects("deploy", &world.namespace)?;
-    for object in &base {
-        apply(client, object).await?;
-    }
+    apply_all(client, &base).await?;
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &world.namespace);
     world.templates(&[("default.yaml", "a person's")]).await?;
     // The daemon's own record is in the base, for the daemon may not make ConfigMaps; what is in it is not.
@@ -82,9 +80,7 @@ async fn edited(world: &World) -> Result<()> {
     let record =
         json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name }, "data": record["data"] });
     maps.patch(name, &by_the_daemon, &Patch::Apply(record)).await?;
-    for object in &base {
-        apply(client, object).await?;
-    }
+    apply_all(client, &base).await?;
     for (name, text) in [("cyberdesk-vm-template", "a person's"), (name, "accepted")] {
         let data = maps.get(name).await?.data.context("it holds what was put into it")?;
         ensure!(data["default.yaml"] == text, "{name}: {data:?}");
@@ -257,9 +253,7 @@ async fn upgraded(world: &World) -> Result<()> {
 async fn removed(world: &World) -> Result<()> {
     let client = &world.parts.client;
     let base = manifests::objects("deploy", &world.namespace)?;
-    for object in &base {
-        apply(client, object).await?;
-    }
+    apply_all(client, &base).await?;
     world.start_operator(&[]).await?;
     let id = world.running_desktop("1 hour").await?;
     let uid = world.vms().get(&vm_name(&id)).await?.uid();
@@ -276,9 +270,7 @@ async fn removed(world: &World) -> Result<()> {
     ensure!(left.len() == 1 && left[0].uid() == uid && left[0].metadata.deletion_timestamp.is_none(), "{left:?}");
     ensure!(world.crs().get(&id).await?.metadata.deletion_timestamp.is_none(), "its CR stays too");
 
-    for object in &base {
-        apply(client, object).await?;
-    }
+    apply_all(client, &base).await?;
     // Another account of the same name.
     crate::account::in_namespace(&world.parts.testbed.control_plane, &world.namespace).await?;
     world.start_operator(&[]).await?;

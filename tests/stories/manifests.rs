@@ -57,6 +57,14 @@ pub(crate) async fn apply(admin: &Client, object: &DynamicObject) -> Result<Dyna
     applied.with_context(|| format!("apply {name} of deploy/"))
 }
 
+/// Applies them in their order.
+pub(crate) async fn apply_all(admin: &Client, objects: &[DynamicObject]) -> Result<()> {
+    for object in objects {
+        apply(admin, object).await?;
+    }
+    Ok(())
+}
+
 /// Where it is in the API.
 pub(crate) fn api(client: &Client, object: &DynamicObject) -> Result<Api<DynamicObject>> {
     let kind = ApiResource::from_gvk(&GroupVersionKind::try_from(kind(object)?)?);

@@ -71,9 +71,7 @@ impl World {
     pub(crate) async fn on(parts: Arc<Parts>, database: Database) -> Result<Self> {
         let namespace = format!("story-{}", &Uuid::new_v4().simple().to_string()[..8]);
         // With the labels of ours: what they forbid, no desktop's pod of any story may need.
-        for ours in manifests::file("crd/namespace.yaml", &namespace)? {
-            manifests::apply(&parts.client, &ours).await?;
-        }
+        manifests::apply_all(&parts.client, &manifests::file("crd/namespace.yaml", &namespace)?).await?;
         let user = database.sign_up().await?;
         let app = database.connect_as("postgres").await?;
         let kubeconfig = account::in_namespace(&parts.testbed.control_plane, &namespace)
