@@ -47,7 +47,7 @@ async fn twice(world: &World) -> Result<()> {
     for object in &objects {
         let name = manifests::name(object)?;
         let first = apply(&world.parts.client, object).await?;
-        // The sample is one of the daemon's desktops, of which there is none here.
+        // Those of cluster scope have the API server's own.
         ensure!(first.metadata.finalizers.is_none() || first.metadata.namespace.is_none(), "{name} would not go");
         let second = apply(&world.parts.client, object).await?;
         ensure!(first.resource_version() == second.resource_version(), "applied again, {name} is another");
@@ -74,14 +74,11 @@ async fn edited(world: &World) -> Result<()> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &world.namespace);
     world.templates(&[("default.yaml", "a person's")]).await?;
     // The daemon's own record is in the base, for the daemon may not make ConfigMaps; what is in it is not.
-    let record = json!({ "data": { "default.yaml": "accepted" } });
-    let by_the_daemon = PatchParams::apply("cyberdesk-operator");
-    let name = "cyberdesk-vm-template-accepted";
-    let record =
-        json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name }, "data": record["data"] });
-    maps.patch(name, &by_the_daemon, &Patch::Apply(record)).await?;
+    let record = "cyberdesk-vm-template-accepted";
+    let accepted = json!({ "data": { "default.yaml": "accepted" } });
+    maps.patch(record, &PatchParams::default(), &Patch::Merge(accepted)).await?;
     apply_all(client, &base).await?;
-    for (name, text) in [("cyberdesk-vm-template", "a person's"), (name, "accepted")] {
+    for (name, text) in [("cyberdesk-vm-template", "a person's"), (record, "accepted")] {
         let data = maps.get(name).await?.data.context("it holds what was put into it")?;
         ensure!(data["default.yaml"] == text, "{name}: {data:?}");
     }
