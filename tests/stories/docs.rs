@@ -9,9 +9,9 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
 use cyberdesk_testbed::operator::NAMESPACE;
-use cyberdesk_testbed::{Progress, assets};
 use tokio::process::Command;
 
+use crate::tools::Tool;
 use crate::world::World;
 use crate::{Story, account, manifests, story};
 
@@ -24,7 +24,7 @@ pub(crate) fn stories() -> Vec<Story> {
     vec![
         story("each command in the documents is run, or marked with what it needs", marked),
         story("the links in the documents lead somewhere", linked),
-        story("the commands in the documents do as they say", followed),
+        story("the commands in the documents do as they say", followed).needs(Tool::Kubectl),
     ]
 }
 
@@ -158,7 +158,7 @@ fn workplace() -> Result<tempfile::TempDir> {
 }
 
 async fn run(script: &str, folder: &Path, kubeconfig: &str) -> Result<()> {
-    let kubectl = assets::kubectl(&Progress::quiet().part("kubectl")).await?;
+    let kubectl = Tool::Kubectl.find().context(Tool::Kubectl.remedy())?;
     #[expect(clippy::disallowed_methods, reason = "where programs are is no setting of the operator")]
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = [folder.join("bin"), kubectl.parent().context("kubectl is in a folder")?.to_owned()];
