@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use deadpool_postgres::Pool;
+use jiff::SignedDuration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
@@ -18,6 +19,7 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use super::connect::{Param, query};
+use super::contact::Contact;
 use super::outbox::{Answer, Outbox};
 use super::store::Store;
 use crate::lease::Term;
@@ -45,6 +47,7 @@ pub fn is_fenced(error: &anyhow::Error) -> bool {
 #[derive(Debug, Default)]
 pub struct WriteBack {
     outbox: Mutex<Outbox>,
+    contact: Contact,
     changed: Notify,
     written: Notify,
 }
@@ -57,18 +60,25 @@ impl WriteBack {
     /// Tells the database of a desktop. A later word of the same desktop takes the place of an earlier one.
     pub fn report(&self, report: Report) {
         self.outbox().report(report);
+        self.contact.asked();
         self.changed.notify_one();
     }
 
     /// Asks the database to end a row at its deadline.
     pub fn expire(&self, id: Uuid) {
         self.outbox().expire(id);
+        self.contact.asked();
         self.changed.notify_one();
     }
 
     /// Entries that have no final answer yet.
     pub fn lag(&self) -> usize {
         self.outbox().len()
+    }
+
+    /// For how long nothing was answered of what waits. A row that somebody has locked is an answer.
+    pub(crate) fn silence(&self) -> SignedDuration {
+        self.contact.silence()
     }
 
     /// Waits until nothing waits to be told.
@@ -88,13 +98,14 @@ impl WriteBack {
             }
             match self.write(pool, term, store, queue).await {
                 Ok(moved) => {
+                    self.contact.answered(self.lag() > 0);
                     backoff = BACKOFF.0;
                     self.written.notify_one();
                     if !moved {
                         sleep(BUSY).await;
                     }
                 }
-                Err(error) if is_fenced(&error) => return,
+                Err(error) if is_fenced(&error) => return self.contact.answered(self.lag() > 0),
                 Err(error) => {
                     warn!(waiting = self.lag(), error = %chain(error.as_ref()), "cannot write back; will try again");
                     sleep(backoff).await;

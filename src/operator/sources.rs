@@ -30,7 +30,9 @@ const BACKLOG_RESYNC: Duration = Duration::from_secs(1);
 const PAUSE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the clocks are read.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
-/// How often they are read in quick succession at first.
+/// How often the database's is, while it is not known whether the database answers.
+const DOUBT_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the API server's is read in quick succession at first.
 const SETTLING_READINGS: u32 = 11;
 
 impl Operator {
@@ -42,9 +44,11 @@ impl Operator {
         loop {
             let resync = Instant::now() >= next_resync;
             let began = Instant::now();
+            self.reads.asked();
             let result = if resync { self.resync().await.map(|()| true) } else { self.read_changes().await };
             match result {
                 Ok(all) => {
+                    self.reads.answered(false);
                     if resync {
                         next_resync = Instant::now() + config.resync_interval;
                     } else if !all {
@@ -132,19 +136,35 @@ impl Operator {
         }
     }
 
-    pub(super) async fn read_clocks(&self, client: &Client) {
+    /// Reads the database's clock: every so often, and again and again while it is not known whether the database
+    /// answers, as it is the one question that nothing in the database can hold up.
+    pub(super) async fn read_the_databases_clock(&self) {
+        let mut last = None::<Instant>;
+        loop {
+            let doubtful = !self.store.is_complete() || self.reads.silence().is_positive();
+            if doubtful || last.is_none_or(|last| last.elapsed() >= CLOCK_INTERVAL) {
+                self.reads.asked();
+                match rows::time(&self.pool).await {
+                    Ok(reading) => {
+                        self.clock.database(reading);
+                        self.reads.answered(false);
+                        last = Some(Instant::now());
+                    }
+                    Err(error) => debug!(error = %chain(error.as_ref()), "cannot read the database's clock"),
+                }
+            }
+            sleep(DOUBT_INTERVAL).await;
+        }
+    }
+
+    /// Reads the API server's clock. It tells whole seconds: where between two of them it is takes some readings.
+    pub(super) async fn read_the_api_servers_clock(&self, client: &Client) {
         let mut readings = 0_u32;
         loop {
-            let (database, cluster) = tokio::join!(rows::time(&self.pool), cluster::server_time(client));
-            match database {
-                Ok(reading) => self.clock.database(reading),
-                Err(error) => debug!(error = %chain(error.as_ref()), "cannot read the database's clock"),
-            }
-            match cluster {
+            match cluster::server_time(client).await {
                 Ok((time, at)) => self.clock.cluster(Reading { time, at }),
                 Err(error) => debug!(error = %chain(error.as_ref()), "cannot read the API server's clock"),
             }
-            // The API server tells whole seconds: where between two of them it is takes some readings.
             let settling = readings < SETTLING_READINGS;
             readings = readings.saturating_add(1);
             sleep(if settling { Duration::from_millis(90) } else { CLOCK_INTERVAL }).await;
