@@ -15,6 +15,7 @@ mod ends;
 mod in_use;
 mod leadership;
 mod lives;
+mod outages;
 mod restarts;
 mod scale;
 mod starts;
@@ -88,6 +89,7 @@ where
 fn stories() -> Vec<Story> {
     [
         lives::stories(),
+        outages::stories(),
         in_use::stories(),
         by_hand::stories(),
         wakeups::stories(),
