@@ -62,6 +62,12 @@ impl Clock {
         }
     }
 
+    /// When the database's clock shows this time, by our monotonic one; at once, if it has.
+    pub fn when(&self, database: Timestamp) -> Option<Instant> {
+        let left = database.duration_since(self.now()?.database).max(SignedDuration::ZERO);
+        Instant::now().checked_add(left.unsigned_abs())
+    }
+
     /// How far the database's clock is ahead of the API server's, if both were read by this process.
     pub fn offset(&self) -> Option<SignedDuration> {
         let readings = self.readings();

@@ -15,6 +15,8 @@ use crate::cluster;
 use crate::config::Config;
 use crate::database::listen::Wakeups;
 use crate::database::rows;
+use crate::model::{Desired, Row};
+use crate::names::Key;
 use crate::queue::Lane;
 use crate::telemetry::chain;
 
@@ -82,8 +84,18 @@ impl Operator {
     async fn read_changes(&self) -> anyhow::Result<bool> {
         let changed = rows::dirty(&self.pool).await?;
         let all = usize::try_from(rows::SCAN).is_ok_and(|most| changed.len() < most);
+        self.arm(&changed);
         self.store.take_in(changed, &self.queue);
         Ok(all)
+    }
+
+    /// Sees to it that each is looked at when it is due, though many others may wait to be.
+    fn arm(&self, rows: &[Row]) {
+        for row in rows.iter().filter(|row| row.desired == Desired::Present) {
+            if let Some(due) = self.clock.when(row.expires_at) {
+                self.queue.due_by(&Key::of_row(row.id), due);
+            }
+        }
     }
 
     /// Reads every so often whether new desktops shall wait; once they need not any more, all are looked at.
@@ -120,7 +132,9 @@ impl Operator {
         if self.leadership.rest().is_none() {
             self.store.forget_over();
         }
-        let gone = self.store.take_in_all(rows::live(&self.pool).await?, &self.queue);
+        let all = rows::live(&self.pool).await?;
+        self.arm(&all);
+        let gone = self.store.take_in_all(all, &self.queue);
         if !gone.is_empty() {
             self.store.take_in(rows::by_id(&self.pool, &gone).await?, &self.queue);
         }

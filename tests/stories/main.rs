@@ -10,6 +10,7 @@ mod bad_input;
 mod by_hand;
 mod connections;
 mod database;
+mod deadlines;
 mod doctor;
 mod ends;
 mod in_use;
@@ -90,6 +91,7 @@ fn stories() -> Vec<Story> {
     [
         lives::stories(),
         outages::stories(),
+        deadlines::stories(),
         in_use::stories(),
         by_hand::stories(),
         wakeups::stories(),

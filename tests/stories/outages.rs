@@ -10,7 +10,7 @@ use cyberdesk_testbed::pgbouncer::{Mode, PgBouncer};
 use cyberdesk_testbed::postgres::{self, SUPERUSER};
 use cyberdesk_testbed::wire::{Condition, Wire};
 use cyberdesk_testbed::{Postgres, Progress};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use rustix::process::Signal;
@@ -36,6 +36,8 @@ pub(crate) fn stories() -> Vec<Story> {
             read_only,
         ),
         story("a pooler that is restarted costs a moment", pooler_restarted).needs(Tool::PgBouncer),
+        story("what gathers in an outage is told in one round", gathered),
+        story("app and GoTrue never fail on the locks of the write-back", never_the_victim),
         story("in a storm of cuts an operator holds four connections, and loses nothing", storm),
     ]
 }
@@ -72,14 +74,15 @@ async fn until_ended_in_the_cr(world: &World, id: &str) -> Result<String> {
     end["reason"].as_str().map(str::to_owned).with_context(|| format!("the CR has no end: {end}"))
 }
 
-/// It was ended by its deadline, and not before.
-async fn ends_by(world: &World, id: &str, deadline: Timestamp) -> Result<()> {
+/// It is ended by its deadline: not before, and no later than this. Two seconds are promised while somebody leads, on a
+/// machine that has nothing else to do.
+async fn ends_by(world: &World, id: &str, deadline: Timestamp, latest: i64) -> Result<()> {
     ensure!(until_ended_in_the_cr(world, id).await? == "timeout");
     let end = world.crs().get(id).await?.data["status"]["end"]["at"].as_str().map(str::parse::<Timestamp>);
     let late = end.context("it says when")??.duration_since(deadline);
-    // Two clocks, of which one is told in whole seconds when it was not read for long.
-    ensure!(late >= SignedDuration::from_secs(-1), "{late:#} after its deadline");
-    eprintln!("a deadline without Postgres: ended {late:#} after it");
+    // The API server tells whole seconds, and after a start it takes a while to know where in between it is.
+    println!("a deadline without Postgres: ended {late:#} after it");
+    ensure!((-1..=latest).contains(&late.as_secs()), "{late:#} after its deadline");
     Ok(())
 }
 
@@ -90,7 +93,7 @@ async fn deadline_in(world: &World, cut: Condition) -> Result<()> {
     let deadline = gets(world, &id, 4).await?;
     wire.set(cut);
     world.app("update cyberdesk_instances set timeout_at = now() + interval '1 hour' where id = $1", &id).await?;
-    ends_by(world, &id, deadline).await?;
+    ends_by(world, &id, deadline, 10).await?;
     ensure!(world.row(&id).await?.status == "running", "nobody could tell the row");
     ensure!(world.crs().get_opt(&id).await?.is_some(), "its CR stays until the row has it");
     wire.set(Condition::Passes);
@@ -137,7 +140,7 @@ async fn away_at_start(world: &World) -> Result<()> {
     world.apply_cr("my-desk", json!({ "timeoutMs": 3_600_000 })).await?;
     world.guest(&crashing, "crash").await?;
     ensure!(until_ended_in_the_cr(world, &crashing).await? == "guest-crashed");
-    ends_by(world, &due, deadline).await?;
+    ends_by(world, &due, deadline, 10).await?;
     let phase = |name: String| async move { world.cr_status(&name, "phase").await };
     world
         .until("the CR by hand is served", async || Ok(phase("my-desk".into()).await?.as_deref() == Some("Running")))
@@ -165,7 +168,7 @@ async fn away_and_killed(world: &World) -> Result<()> {
     let deadline = gets(world, &id, 4).await?;
     wire.set(Condition::Swallows);
     leader.kill9().await?;
-    ends_by(world, &id, deadline).await?;
+    ends_by(world, &id, deadline, 30).await?;
     wire.set(Condition::Passes);
     let row = world.until_over(&id).await?;
     ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("timeout")), "{row:?}");
@@ -196,7 +199,7 @@ async fn through_restarts(world: &World, postgres: &Postgres) -> Result<()> {
     }
     let living = ids.remove(0);
     for (signal, guest, status, reason) in
-        [(Signal::KILL, "crash", "error", "guest-crashed"), (Signal::INT, "poweroff", "terminated", "guest-shutdown")]
+        [(Signal::KILL, "crash", "error", "guest-crashed"), (Signal::INT, "power-off", "terminated", "guest-shutdown")]
     {
         match signal {
             Signal::KILL => postgres.server().kill9().await?,
@@ -261,7 +264,7 @@ async fn locked(world: &World) -> Result<()> {
     let deadline = gets(world, &id, 3).await?;
     let somebody = world.database.connect_as("postgres").await?;
     somebody.batch_execute("begin; lock table cyberdesk.desktop, cyberdesk.fence in access exclusive mode").await?;
-    ends_by(world, &id, deadline).await?;
+    ends_by(world, &id, deadline, 10).await?;
     somebody.batch_execute("rollback").await?;
     let row = world.until_over(&id).await?;
     ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("timeout")), "{row:?}");
@@ -281,7 +284,7 @@ async fn read_only(world: &World) -> Result<()> {
         admin.query_one(cut, &[&name]).await.map(drop)
     };
     writable(false).await?;
-    ends_by(world, &id, deadline).await?;
+    ends_by(world, &id, deadline, 10).await?;
     world.operator_says("read-only").await?;
     writable(true).await?;
     let row = world.until_over(&id).await?;
@@ -321,5 +324,89 @@ async fn storm(world: &World) -> Result<()> {
     world.until_over(&ending).await?;
     ensure!(world.row(&living).await?.status == "running", "who was there lives on");
     ensure!(wire.most_open() <= 4, "{} connections at once", wire.most_open());
+    Ok(())
+}
+
+async fn gathered(world: &World) -> Result<()> {
+    let counted = "
+        create schema counted;
+        create sequence counted.reports;
+        grant usage on schema counted to cyberdesk_daemon;
+        grant usage on sequence counted.reports to cyberdesk_daemon;
+        alter function cyberdesk.report(bigint, uuid, uuid[], bigint[], text[], text[], text[], text[], text[], boolean[]) set schema counted;
+        create function cyberdesk.report(
+          epoch bigint, token uuid, ids uuid[], generations bigint[], vm_uids text[], statuses text[], reasons text[],
+          messages text[], stream_urls text[], ended boolean[]) returns table (id uuid, answer text)
+          language sql security definer as $$
+            select nextval('counted.reports');
+            select * from counted.report(epoch, token, ids, generations, vm_uids, statuses, reasons, messages, stream_urls, ended)
+          $$;
+        grant execute on function cyberdesk.report(bigint, uuid, uuid[], bigint[], text[], text[], text[], text[], text[], boolean[]) to cyberdesk_daemon;";
+    world.sql(counted).await?;
+    let (wire, url) = wired(world).await?;
+    world.start_operator(&[("DATABASE_URL", &url), ("CYBERDESK_LOG", "debug")]).await?;
+    world.insert_many(12).await?;
+    let running = "select count(*) from cyberdesk_instances where status = 'running'";
+    world.until("all run", async || Ok(world.count(running).await? == 12)).await?;
+    let crs = world.crs().list(&Default::default()).await?.items;
+    wire.set(Condition::Refuses);
+    for cr in &crs {
+        world.guest(cr.metadata.name.as_deref().context("a name")?, "crash").await?;
+    }
+    let none_left = async || Ok(world.vmis().list(&Default::default()).await?.items.is_empty());
+    world.until("all have crashed and are gone", none_left).await?;
+    let told = async || {
+        Ok(world.operator_log()?.lines().any(|line| line.contains("cannot write back") && line.contains("waiting=12")))
+    };
+    world.until("all is to be told", told).await?;
+    let before = world.count("select last_value from counted.reports").await?;
+    wire.set(Condition::Passes);
+    let over = "select count(*) from cyberdesk_instances where ended_at is not null and reason = 'guest-crashed' and status = 'error'";
+    world.until("all are over", async || Ok(world.count(over).await? == 12)).await?;
+    let statements = world.count("select last_value from counted.reports").await? - before;
+    ensure!((1..=2).contains(&statements), "{statements} statements for what one can tell");
+    world.until("nothing is left", async || Ok(world.left().await?.is_empty())).await
+}
+
+/// One app, whose statements come one after the other, so that only the operator can be in their way.
+async fn never_the_victim(world: &World) -> Result<()> {
+    world.start_operator(&[]).await?;
+    let app = world.database.connect_as("postgres").await?;
+    let mut users = std::collections::VecDeque::new();
+    for round in 0..10 {
+        let user = world.database.sign_up().await?;
+        users.push_back(user);
+        let insert = "insert into cyberdesk_instances (user_id) select $1 from generate_series(1, 4)";
+        app.execute(insert, &[&user]).await.context("the app inserts")?;
+        let seen = async || Ok(world.crs().list(&Default::default()).await?.items.len() >= 4);
+        world.until("some are served", seen).await?;
+        for order in ["asc", "desc"] {
+            app.batch_execute("begin").await?;
+            let ids = app.query(&format!("select id from cyberdesk_instances order by id {order}"), &[]).await?;
+            for id in ids {
+                let touch = "update cyberdesk_instances set updated_at = now() where id = $1";
+                app.execute(touch, &[&id.get::<_, Uuid>(0)])
+                    .await
+                    .with_context(|| format!("round {round}: the app updates one by one"))?;
+            }
+            app.batch_execute("commit").await?;
+            let all = "update cyberdesk_instances set timeout_at = timeout_at + interval '1 second'";
+            app.execute(all, &[]).await.with_context(|| format!("round {round}: the app updates all"))?;
+        }
+        let stop = "update cyberdesk_instances set status = 'terminated' where user_id = $1";
+        if let Some(one) = users.get(users.len().saturating_sub(2)) {
+            app.execute(stop, &[one]).await.with_context(|| format!("round {round}: the app stops some"))?;
+        }
+        if users.len() > 3
+            && let Some(gone) = users.pop_front()
+        {
+            world.database.delete_user(gone).await.with_context(|| format!("round {round}: GoTrue deletes a user"))?;
+        }
+    }
+    for user in users {
+        world.database.delete_user(user).await?;
+    }
+    world.until("nothing is left", async || Ok(world.left().await?.is_empty())).await?;
+    ensure!(world.count("select count(*) from cyberdesk.desktop where ended_at is null").await? == 0, "all are over");
     Ok(())
 }
