@@ -76,9 +76,12 @@ impl WriteBack {
         self.outbox().len()
     }
 
-    /// For how long nothing was answered of what waits. A row that somebody has locked is an answer.
-    pub(crate) fn silence(&self) -> SignedDuration {
-        self.contact.silence()
+    /// For how long nothing was answered of what waits, or this desktop was refused its end. That somebody has locked
+    /// a row is an answer.
+    pub(crate) fn silence(&self, id: Option<Uuid>) -> SignedDuration {
+        let refused = id.and_then(|id| self.outbox().refused_since(id)).map(|since| since.elapsed());
+        let refused = refused.map(|refused| SignedDuration::try_from(refused).unwrap_or(SignedDuration::MAX));
+        self.contact.silence().max(refused.unwrap_or_default())
     }
 
     /// Waits until nothing waits to be told.
@@ -117,8 +120,22 @@ impl WriteBack {
 
     /// Writes one batch of each kind. Tells whether that moved anything.
     async fn write(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) -> anyhow::Result<bool> {
-        let due = self.outbox().next_expiries();
-        let mut moved = !due.is_empty() && self.write_expiries(pool, term, store, queue, &due).await?;
+        let due = self.outbox().next_expiries(Instant::now());
+        let mut moved = false;
+        if !due.is_empty() {
+            match self.write_expiries(pool, term, store, queue, &due).await {
+                Ok(done) => moved = done,
+                Err(error) if is_refusal(&error) => {
+                    if let Some(id) = self.outbox().refuse_expiries(&due, Instant::now()) {
+                        let error = chain(error.as_ref());
+                        warn!(desktop = %id, %error, "the database refuses to end a desktop at its deadline; will try again");
+                        queue.wake(&Key::of_row(id), Lane::Ends);
+                    }
+                    moved = true;
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let reports = self.outbox().next_reports(Instant::now());
         if reports.is_empty() {
             return Ok(moved);
@@ -148,7 +165,9 @@ impl WriteBack {
     ) -> anyhow::Result<bool> {
         let mut decided = vec![];
         let mut too_early = false;
-        for (id, answer) in expire(pool, term, due).await? {
+        let answers = expire(pool, term, due).await?;
+        self.outbox().expiries_accepted();
+        for (id, answer) in answers {
             if self.outbox().expiry_answered(id, answer) {
                 decided.push(id);
             }

@@ -160,7 +160,7 @@ impl Operator {
         });
         let unread = row.is_err();
         let row = row.unwrap_or(Seen::Unknown);
-        let silence = Silence { reads: self.reads.silence(), writes: self.write_back.silence() };
+        let silence = Silence { reads: self.reads.silence(), writes: self.write_back.silence(key.row_id()) };
         let failure = self.failures().get(key).cloned();
         let fleet = self.fleet().standing(key, now.cluster);
         let paused = self.paused.load(Ordering::Relaxed);

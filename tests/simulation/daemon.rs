@@ -276,7 +276,7 @@ impl Daemon {
         if self.outbox.is_empty() {
             return false;
         }
-        for id in self.outbox.next_expiries() {
+        for id in self.outbox.next_expiries(Instant::now()) {
             let answer = if locked(id) { Ok("busy") } else { database.expire(term, id, now.database) };
             let Ok(word) = answer else { return self.fenced_off() };
             if self.outbox.expiry_answered(id, Answer::of(word)) {

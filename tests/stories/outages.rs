@@ -36,6 +36,7 @@ pub(crate) fn stories() -> Vec<Story> {
             read_only,
         ),
         story("a pooler that is restarted costs a moment", pooler_restarted).needs(Tool::PgBouncer),
+        story("a query whose answer never comes is cut, and asked again", cut_off),
         story("what gathers in an outage is told in one round", gathered),
         story("app and GoTrue never fail on the locks of the write-back", never_the_victim),
         story("in a storm of cuts an operator holds four connections, and loses nothing", storm),
@@ -255,6 +256,30 @@ async fn slow(world: &World) -> Result<()> {
     gets(world, &id, 3).await?;
     let row = world.until_over(&id).await?;
     ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("timeout")), "{row:?}");
+    a_life(world).await
+}
+
+async fn cut_off(world: &World) -> Result<()> {
+    // One second of each that it looks for changed rows in.
+    world
+        .sql(
+            "create schema at_ease;
+             alter function cyberdesk.dirty_desktops(int) set schema at_ease;
+             create function cyberdesk.dirty_desktops(max int) returns setof cyberdesk.desktop_state
+               language sql security definer as
+               $$ select from pg_sleep(1); select * from at_ease.dirty_desktops(max) $$;
+             grant execute on function cyberdesk.dirty_desktops(int) to cyberdesk_daemon;",
+        )
+        .await?;
+    let (wire, url) = wired(world).await?;
+    world.start_operator(&[("DATABASE_URL", &url), ("CYBERDESK_POLL_INTERVAL", "10ms")]).await?;
+    world.operator_says("notifications of the database arrive").await?;
+    let looks = "select count(*) from pg_stat_activity where datname = current_database() and query like '%dirty_desktops%' and state = 'active' and usename = 'cyberdesk_daemon'";
+    let observer = world.database.connect_as(SUPERUSER).await?;
+    world.until("it looks", async || Ok(observer.query_one(looks, &[]).await?.get::<_, i64>(0) == 1)).await?;
+    wire.set(Condition::Swallows);
+    world.operator_says("no answer within 15 s").await?;
+    wire.set(Condition::Passes);
     a_life(world).await
 }
 
