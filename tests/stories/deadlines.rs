@@ -10,7 +10,7 @@ use crate::{Story, story};
 
 pub(crate) fn stories() -> Vec<Story> {
     vec![
-        story("hundreds of deadlines within seconds: each is kept, none early, one after the other", hundreds),
+        story("hundreds of deadlines within seconds: each is kept, none early, one after the other", hundreds).alone(),
         story("the leader killed before a deadline: the other keeps it", leader_killed),
     ]
 }
