@@ -1,6 +1,9 @@
 //! Two clocks, neither of them this machine's: the database's judges rows, the API server's judges what
 //! people apply by hand. Each is a reading and the time that has passed since, by the monotonic clock:
 //! setting this machine's clock changes nothing.
+//!
+//! How far the database's clock is ahead of the API server's is kept in the Lease, so that a daemon that starts
+//! while the database is away can judge deadlines by its time all the same.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -33,6 +36,8 @@ pub struct Clock(Mutex<Readings>);
 struct Readings {
     database: Option<Reading>,
     cluster: Option<Reading>,
+    /// How far the database's is ahead, as an earlier process has told it.
+    recalled: Option<SignedDuration>,
 }
 
 impl Clock {
@@ -57,13 +62,33 @@ impl Clock {
         }
     }
 
-    /// The time by both. `None` until one of them was read; then the one stands in for the other.
+    /// When the database's clock shows this time, by our monotonic one; at once, if it has.
+    pub fn when(&self, database: Timestamp) -> Option<Instant> {
+        let left = database.duration_since(self.now()?.database).max(SignedDuration::ZERO);
+        Instant::now().checked_add(left.unsigned_abs())
+    }
+
+    /// How far the database's clock is ahead of the API server's, if both were read by this process.
+    pub fn offset(&self) -> Option<SignedDuration> {
+        let readings = self.readings();
+        let now = Instant::now();
+        Some(readings.database?.now(now).duration_since(readings.cluster?.now(now)))
+    }
+
+    /// How far the database's clock was ahead when an earlier process read both. Our own reading is better.
+    pub fn recall(&self, offset: SignedDuration) {
+        self.readings().recalled = Some(offset);
+    }
+
+    /// The time by both. `None` until one of them was read; then the one stands in for the other, the API server's
+    /// by what is recalled of the database's.
     pub fn now(&self) -> Option<Now> {
         let readings = self.readings();
         let now = Instant::now();
         let database = readings.database.map(|reading| reading.now(now));
         let cluster = readings.cluster.map(|reading| reading.now(now));
-        Some(Now { database: database.or(cluster)?, cluster: cluster.or(database)? })
+        let derived = cluster.map(|cluster| later(cluster, readings.recalled.unwrap_or_default()));
+        Some(Now { database: database.or(derived)?, cluster: cluster.or(database)? })
     }
 }
 
@@ -85,6 +110,22 @@ mod tests {
         let skewed = noon + SignedDuration::from_hours(2);
         clock.database(Reading { time: skewed, at: Instant::now() });
         assert_eq!(clock.now(), Some(Now { database: skewed, cluster: later }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_database_s_time_is_told_by_what_is_recalled_until_it_is_read() {
+        let clock = Clock::default();
+        let noon: Timestamp = "2026-11-23T12:00:00Z".parse().expect("a time");
+        let seconds = SignedDuration::from_secs;
+        clock.recall(seconds(-7));
+        clock.cluster(Reading { time: noon, at: Instant::now() });
+        assert_eq!(clock.now(), Some(Now { database: noon - seconds(7), cluster: noon }));
+        assert_eq!(clock.offset(), None, "it is not this process that knows it");
+        clock.database(Reading { time: noon - seconds(3), at: Instant::now() });
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let later = noon + seconds(60);
+        assert_eq!(clock.now(), Some(Now { database: later - seconds(3), cluster: later }));
+        assert_eq!(clock.offset(), Some(seconds(-3)));
     }
 
     #[tokio::test(start_paused = true)]

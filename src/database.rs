@@ -2,6 +2,7 @@
 
 mod advice;
 pub mod connect;
+pub(crate) mod contact;
 pub mod export;
 pub(crate) mod housekeeping;
 pub(crate) mod listen;

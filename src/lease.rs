@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, pin_mut};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::Api;
@@ -34,6 +34,9 @@ use crate::telemetry::chain;
 
 /// The Lease's name, in the namespace of the CRs.
 const NAME: &str = "cyberdesk-operator";
+/// How far the database's clock is ahead of the API server's, in milliseconds, kept for a leader that starts while
+/// the database is away.
+const DATABASE_CLOCK: &str = "cyberdesk.io/database-clock-offset-ms";
 /// How long a lease lasts after it was last renewed: a killed leader's successor begins within this.
 const LASTS: Duration = Duration::from_secs(12);
 /// The leader gives up this long before the others may begin: clocks do not run at one speed, and what was sent
@@ -199,6 +202,9 @@ impl Leadership {
     /// One try. It succeeds only on the version that was seen.
     async fn take(&self, candidate: &Candidate, clock: &Clock) -> kube::Result<Lease> {
         let seen = candidate.lease();
+        if let Some(offset) = seen.and_then(database_clock) {
+            clock.recall(offset);
+        }
         let last = seen.map_or(0, epoch_of);
         self.floor.fetch_max(last, Ordering::Relaxed);
         let lease = self.written(seen.cloned().unwrap_or_default(), self.next_epoch(), clock);
@@ -259,6 +265,10 @@ impl Leadership {
     /// The Lease as this process writes it. What others keep in it stays.
     fn written(&self, mut lease: Lease, epoch: i64, clock: &Clock) -> Lease {
         lease.metadata = ObjectMeta { name: Some(NAME.to_owned()), managed_fields: None, ..lease.metadata };
+        if let Some(offset) = clock.offset() {
+            let annotations = lease.metadata.annotations.get_or_insert_default();
+            annotations.insert(DATABASE_CLOCK.to_owned(), offset.as_millis().to_string());
+        }
         let now = clock.now().map(|now| MicroTime(now.cluster));
         let spec = lease.spec.get_or_insert_default();
         let anew = spec.lease_transitions.map(i64::from) != Some(epoch);
@@ -284,6 +294,12 @@ fn holder(lease: &Lease) -> Option<&str> {
 
 fn epoch_of(lease: &Lease) -> i64 {
     lease.spec.as_ref().and_then(|spec| spec.lease_transitions).map_or(0, i64::from)
+}
+
+/// How far the database's clock was ahead of the API server's when a leader last read both.
+fn database_clock(lease: &Lease) -> Option<SignedDuration> {
+    let milliseconds = lease.metadata.annotations.as_ref()?.get(DATABASE_CLOCK)?.parse().ok()?;
+    Some(SignedDuration::from_millis(milliseconds))
 }
 
 /// The Lease is another by now, or gone, or there already.

@@ -280,6 +280,15 @@ pub struct Now {
     pub cluster: Timestamp,
 }
 
+/// For how long the database has left unanswered what it was asked. Zero: it answers, or was asked nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Silence {
+    /// What is read.
+    pub reads: SignedDuration,
+    /// What it is told: reports, and desktops that are due.
+    pub writes: SignedDuration,
+}
+
 /// A sum that ends at the last instant there is, rather than in a panic on a huge timeoutMs.
 pub(crate) fn later(at: Timestamp, by: SignedDuration) -> Timestamp {
     at.checked_add(by).unwrap_or(Timestamp::MAX)

@@ -23,6 +23,7 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::cluster::{self, Cluster, Keeper, follow};
 use crate::config::Config;
+use crate::database::contact::Contact;
 use crate::database::housekeeping;
 use crate::database::listen::{self, Wakeups};
 use crate::database::store::Store;
@@ -53,6 +54,8 @@ pub struct Operator {
     pub(crate) leadership: Leadership,
     queue: Queue,
     clock: Clock,
+    /// Whether the database answers what is read.
+    reads: Contact,
     /// All rows are to be read: a term has begun.
     resync: Notify,
     /// Nothing is made before they were read.
@@ -94,6 +97,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         ),
         queue: Queue::default(),
         clock: Clock::default(),
+        reads: Contact::default(),
         resync: Notify::new(),
         templates: watch::Sender::new(None),
         metrics: Arc::default(),
@@ -122,7 +126,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         () = operator.leadership.run(&operator.clock) => unreachable!("there is always another election"),
         () = operator.scan(&config, &wakeups) => unreachable!("the scan goes on for ever"),
         () = listen::run(&config.database, &operator.pool, &wakeups) => unreachable!("the listener goes on for ever"),
-        () = operator.read_clocks(&client) => unreachable!("the clocks are read for ever"),
+        () = operator.read_the_databases_clock() => unreachable!("the clocks are read for ever"),
+        () = operator.read_the_api_servers_clock(&client) => unreachable!("the clocks are read for ever"),
         () = follow(crs, &operator.cluster.cr_cache, &operator.queue, |well| operator.watched("crs", well)) => unreachable!("a watch goes on for ever"),
         () = follow(vms, &operator.cluster.vm_cache, &operator.queue, |well| operator.watched("vms", well)) => unreachable!("a watch goes on for ever"),
         () = follow(vmis, &operator.cluster.vmi_cache, &operator.queue, |well| operator.watched("vmis", well)) => unreachable!("a watch goes on for ever"),

@@ -3,7 +3,8 @@
 //! Every desktop is brought one step further by [`plan`] whenever anything may have changed, and by
 //! nothing else. What must stay true here:
 //!
-//! - Nothing is done on what could not be seen. A cached `Absent` is enough to create (the name is the
+//! - Nothing is done on what could not be seen, but for one thing: while the database is away, a desktop whose
+//!   deadline has come ends all the same, by its CR. A cached `Absent` is enough to create (the name is the
 //!   guard); to declare a desktop over, VM and VMI must have been looked for live.
 //! - A VM that was recorded and is gone means an end, never another VM.
 //! - An end that the cluster decided (crash, power-off) stands in the CR before the VM is deleted.
@@ -13,6 +14,7 @@ mod observed;
 mod start;
 mod status;
 mod teardown;
+mod unread;
 
 use std::time::Duration;
 
@@ -22,7 +24,7 @@ use uuid::Uuid;
 
 use crate::crd::{CyberdeskSpec, CyberdeskStatus, End, Phase};
 use crate::fleet::{Progress, Standing};
-use crate::model::{Cr, Desired, Now, Report, Row, RowStatus, RunStrategy, Seen, Vm, Vmi, later};
+use crate::model::{Cr, Desired, Now, Report, Row, RowStatus, RunStrategy, Seen, Silence, Vm, Vmi, later};
 use crate::names::{Key, Owner, secrets_by_hand};
 use crate::reason::{self, Reason};
 use crate::template::{Manifests, Refusal, Templates};
@@ -49,6 +51,8 @@ pub struct View<'a> {
     pub vmi: Seen<Vmi>,
     /// Whether VM and VMI were asked of the API server just now, not read from a cache.
     pub live: bool,
+    /// For how long the database has not answered.
+    pub silence: Silence,
     /// What became of the last try to make the VM, if it was not made.
     pub failure: Option<&'a CreateFailure>,
     /// How the starts of all desktops stand.
@@ -172,8 +176,8 @@ pub fn plan(view: &View<'_>, now: Now) -> Plan {
     match (&view.row, &view.cr) {
         // "Could not see" is not "is not there".
         (_, Seen::Unknown) => Plan::nothing(),
-        // The database is away. Its rows' desktops live on; nothing is decided over their heads.
-        (Seen::Unknown, _) => Plan::nothing(),
+        (Seen::Unknown, Seen::Present(cr)) => unread::plan(view, cr, now),
+        (Seen::Unknown, Seen::Absent) => Plan::nothing(),
 
         (Seen::Present(row), cr) if row.ended => clear_away(view, row, cr.present()),
         // A row that went without its trigger (TRUNCATE, a restored copy) is no word of anyone's.
@@ -229,7 +233,7 @@ impl<'a> Desktop<'a> {
     }
 
     fn now(&self, now: Now) -> Timestamp {
-        if self.row.is_some() { now.database } else { now.cluster }
+        if matches!(self.owner, Owner::Row(_)) { now.database } else { now.cluster }
     }
 
     /// The VM that was made for it, as far as anyone recorded it.
@@ -267,8 +271,8 @@ impl<'a> Desktop<'a> {
         match (observed, self.row) {
             // What the guest did before its deadline is what became of it.
             (Some(end), _) if self.cr.is_some() && (!due || view.vm.present().is_some()) => self.end(view, &end, now),
-            (_, Some(row)) if due => Plan { actions: vec![Action::Expire(row.id)], wait, ..Plan::default() },
-            (_, None) if due => self.end(view, &reason::end(Reason::Timeout, None, now.cluster), now),
+            (_, Some(row)) if due => self.expire(view, row, now),
+            (_, None) if due => self.end(view, &self.timeout(now), now),
             // The end must stand in the CR before anything is deleted on its account.
             (Some(_), _) => Plan { actions: self.project(), wait, ..Plan::default() },
             (None, _) => Plan { actions: self.live(view, to_make, &start, now), wait, progress, ready },

@@ -1,8 +1,8 @@
 //! The keyed queue: which desktop is looked at next, and when.
 //!
 //! Level-triggered: a key is in it or not, however often it is woken, and is never worked on twice at
-//! once. A key woken while it is being worked on is looked at again. Two FIFO lanes, ends before makes:
-//! a burst of new desktops must not delay a shutdown. A key that failed waits for its back-off, unless
+//! once. A key woken while it is being worked on is looked at again. Three FIFO lanes: a burst of new
+//! desktops must not delay a shutdown, nor a burst of shutdowns a deadline. A key that failed waits for its back-off, unless
 //! an end is wanted of it. The core is pure, with time as an argument; [`Queue`] adds the waiting.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -19,9 +19,11 @@ use crate::names::Key;
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
-/// What a key waits for. Ends go first.
+/// What a key waits for. The first goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
+    /// Its own time has come. A deadline takes one statement, and waits for no teardown of another's.
+    Due,
     /// Something is to end: a deadline, a shutdown, a deletion.
     Ends,
     /// Anything else.
@@ -48,7 +50,7 @@ struct Entry {
     ready: Option<Lane>,
     /// Being worked on; woken meanwhile for this.
     in_flight: Option<Option<Lane>>,
-    /// Due at this instant, for a timer or a back-off.
+    /// Due at this instant, for a timer or a back-off. One that stands in a line may be, too.
     due: Option<(Instant, Lane)>,
     /// Looks that failed in a row. While there are any, only ends come before `due`.
     failures: u32,
@@ -58,6 +60,7 @@ struct Entry {
 #[derive(Debug, Default)]
 pub struct Core {
     entries: HashMap<Key, Entry>,
+    due: VecDeque<Key>,
     ends: VecDeque<Key>,
     makes: VecDeque<Key>,
     timers: BTreeSet<(Instant, Key)>,
@@ -93,16 +96,24 @@ impl Core {
 
     fn make_ready(&mut self, key: &Key, lane: Lane) {
         let entry = self.entries.entry(key.clone()).or_default();
-        if let Some((at, _)) = entry.due.take() {
-            self.timers.remove(&(at, key.clone()));
-        }
-        // A key that moves to the ends stays in the makes too; `take` passes over what is not its lane.
+        // A key that moves up stays in its last lane too; `take` passes over what is not its lane.
         if entry.ready.is_none_or(|before| lane < before) {
             entry.ready = Some(lane);
             match lane {
+                Lane::Due => self.due.push_back(key.clone()),
                 Lane::Ends => self.ends.push_back(key.clone()),
                 Lane::Makes => self.makes.push_back(key.clone()),
             }
+        }
+    }
+
+    /// A key is due at this instant at the latest, however long the line is that it stands in.
+    pub fn due_by(&mut self, key: &Key, at: Instant) {
+        let entry = self.entries.get(key);
+        let is_in_flight = entry.is_some_and(|entry| entry.in_flight.is_some());
+        let is_sooner = entry.and_then(|entry| entry.due).is_none_or(|(before, _)| at < before);
+        if self.open && !is_in_flight && is_sooner {
+            self.set_timer(key, at, Lane::Due);
         }
     }
 
@@ -117,12 +128,14 @@ impl Core {
     /// Takes the next key to work on, if one is due. Without `makes`, only from the ends.
     pub fn take(&mut self, now: Instant, makes: bool) -> Option<(Key, Lane)> {
         while let Some((at, key)) = self.timers.first().cloned().filter(|(at, _)| *at <= now) {
-            let lane = self.entries.get(&key).and_then(|entry| entry.due).map_or(Lane::Makes, |(_, lane)| lane);
+            let due = self.entries.get_mut(&key).and_then(|entry| entry.due.take());
+            let lane = due.map_or(Lane::Makes, |(_, lane)| lane);
             self.timers.remove(&(at, key.clone()));
             self.make_ready(&key, lane);
         }
-        for lane in [Lane::Ends, Lane::Makes] {
+        for lane in [Lane::Due, Lane::Ends, Lane::Makes] {
             let queue = match lane {
+                Lane::Due => &mut self.due,
                 Lane::Ends => &mut self.ends,
                 Lane::Makes if makes => &mut self.makes,
                 Lane::Makes => continue,
@@ -132,6 +145,9 @@ impl Core {
                 if let Some(entry) = entry {
                     entry.ready = None;
                     entry.in_flight = Some(None);
+                    if let Some((at, _)) = entry.due.take() {
+                        self.timers.remove(&(at, key.clone()));
+                    }
                     return Some((key, lane));
                 }
             }
@@ -150,8 +166,7 @@ impl Core {
                 entry.failures = 0;
                 match (again, at) {
                     (Some(lane), _) => self.make_ready(key, lane),
-                    // What a timer waits for is a deadline.
-                    (None, Some(at)) => self.set_timer(key, at, Lane::Ends),
+                    (None, Some(at)) => self.set_timer(key, at, Lane::Due),
                     (None, None) => drop(self.entries.remove(key)),
                 }
             }
@@ -161,8 +176,8 @@ impl Core {
                 let retry = now + backoff(failures, jitter).max(at_least);
                 entry.failures += 1;
                 match deadline.filter(|deadline| *deadline <= retry) {
-                    Some(deadline) => self.set_timer(key, deadline, Lane::Ends),
-                    None => self.set_timer(key, retry, again.unwrap_or(lane).min(lane)),
+                    Some(deadline) => self.set_timer(key, deadline, Lane::Due),
+                    None => self.set_timer(key, retry, again.unwrap_or(lane).min(lane).max(Lane::Ends)),
                 }
                 if again == Some(Lane::Ends) && lane == Lane::Makes {
                     self.make_ready(key, Lane::Ends);
@@ -212,6 +227,12 @@ impl Queue {
     /// Wakes a key.
     pub fn wake(&self, key: &Key, lane: Lane) {
         self.core().wake(key, lane);
+        self.changed.notify_one();
+    }
+
+    /// A key is due at this instant at the latest, however long the line is that it stands in.
+    pub fn due_by(&self, key: &Key, at: Instant) {
+        self.core().due_by(key, at);
         self.changed.notify_one();
     }
 

@@ -26,6 +26,8 @@ pub struct Outbox {
     sent: Sent,
     /// Reports that the database refuses, by themselves, and when to try them again.
     refused: BTreeMap<Uuid, Instant>,
+    /// Expiries that it refuses, by themselves: since when, and when to try them again.
+    refused_expiries: BTreeMap<Uuid, (Instant, Instant)>,
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +36,8 @@ struct Sent {
     expiry: Uuid,
     /// Half of what was sent when the database refused a batch, until batches are taken again.
     size: Option<usize>,
+    /// The same of expiries.
+    expiry_size: Option<usize>,
 }
 
 /// The database's answer to one entry.
@@ -90,10 +94,11 @@ impl Outbox {
     }
 
     /// The expiries of the next statement.
-    pub fn next_expiries(&mut self) -> Vec<Uuid> {
-        let after = self.sent.expiry;
+    pub fn next_expiries(&mut self, now: Instant) -> Vec<Uuid> {
+        let (after, size) = (self.sent.expiry, self.sent.expiry_size.unwrap_or(BATCH));
+        let due = |id: &&Uuid| self.refused_expiries.get(id).is_none_or(|(_, until)| *until <= now);
         let round = self.expiries.range((Excluded(after), Unbounded)).chain(self.expiries.range(..=after));
-        let next: Vec<Uuid> = round.take(BATCH).copied().collect();
+        let next: Vec<Uuid> = round.filter(due).take(size).copied().collect();
         self.sent.expiry = next.last().copied().unwrap_or(after);
         next
     }
@@ -115,13 +120,39 @@ impl Outbox {
         let done = answer != Answer::Busy;
         if done {
             self.expiries.remove(&id);
+            self.refused_expiries.remove(&id);
         }
         done
     }
 
     /// The database takes batches again: they grow back to their full size.
     pub fn accepted(&mut self) {
-        self.sent.size = self.sent.size.map(|size| size * 2).filter(|size| *size < BATCH);
+        self.sent.size = grown(self.sent.size);
+    }
+
+    /// The same of expiries.
+    pub fn expiries_accepted(&mut self) {
+        self.sent.expiry_size = grown(self.sent.expiry_size);
+    }
+
+    /// Since when the database refuses to end this desktop at its deadline.
+    pub fn refused_since(&self, id: Uuid) -> Option<Instant> {
+        self.refused_expiries.get(&id).map(|(since, _)| *since)
+    }
+
+    /// The database refuses to end one of these: as with reports, halving them leads to it.
+    pub fn refuse_expiries(&mut self, batch: &[Uuid], now: Instant) -> Option<Uuid> {
+        match batch {
+            [one] => {
+                self.refused_expiries.entry(*one).or_insert((now, now)).1 = now + REFUSED;
+                Some(*one)
+            }
+            batch => {
+                self.sent.expiry_size = Some(batch.len().div_ceil(2).max(1));
+                self.sent.expiry = batch.first().map_or(Uuid::nil(), before);
+                None
+            }
+        }
     }
 
     /// The database refuses one of these. Halving them leads to it; the others go on.
@@ -134,12 +165,19 @@ impl Outbox {
             batch => {
                 self.sent.size = Some(batch.len().div_ceil(2).max(1));
                 // The same again, from before the first of them.
-                self.sent.report =
-                    batch.first().map_or(Uuid::nil(), |first| Uuid::from_u128(first.id.as_u128().wrapping_sub(1)));
+                self.sent.report = batch.first().map_or(Uuid::nil(), |first| before(&first.id));
                 None
             }
         }
     }
+}
+
+fn before(id: &Uuid) -> Uuid {
+    Uuid::from_u128(id.as_u128().wrapping_sub(1))
+}
+
+fn grown(size: Option<usize>) -> Option<usize> {
+    size.map(|size| size * 2).filter(|size| *size < BATCH)
 }
 
 #[cfg(test)]
@@ -194,5 +232,25 @@ mod tests {
         }
         assert_eq!(outbox.next_reports(now), [], "it is left alone for a while");
         assert_eq!(outbox.next_reports(now + REFUSED).len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_expiry_that_the_database_refuses_holds_up_no_other_and_is_remembered() {
+        let mut outbox = Outbox { expiries: (1..=700).map(Uuid::from_u128).collect(), ..Outbox::default() };
+        let (now, poison) = (Instant::now(), Uuid::from_u128(333));
+        for _ in 0..40 {
+            let batch = outbox.next_expiries(now);
+            if batch.contains(&poison) {
+                outbox.refuse_expiries(&batch, now);
+            } else {
+                outbox.expiries_accepted();
+                batch.iter().for_each(|id| assert!(outbox.expiry_answered(*id, Answer::Final)));
+            }
+        }
+        assert!(outbox.next_expiries(now).is_empty(), "all others are done, and it is left alone for a while");
+        assert_eq!(outbox.refused_since(poison), Some(now));
+        assert_eq!(outbox.next_expiries(now + REFUSED), [poison]);
+        outbox.refuse_expiries(&[poison], now + REFUSED);
+        assert_eq!(outbox.refused_since(poison), Some(now), "since the first time");
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use deadpool_postgres::Pool;
+use jiff::SignedDuration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
@@ -18,6 +19,7 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use super::connect::{Param, query};
+use super::contact::Contact;
 use super::outbox::{Answer, Outbox};
 use super::store::Store;
 use crate::lease::Term;
@@ -45,6 +47,7 @@ pub fn is_fenced(error: &anyhow::Error) -> bool {
 #[derive(Debug, Default)]
 pub struct WriteBack {
     outbox: Mutex<Outbox>,
+    contact: Contact,
     changed: Notify,
     written: Notify,
 }
@@ -57,18 +60,28 @@ impl WriteBack {
     /// Tells the database of a desktop. A later word of the same desktop takes the place of an earlier one.
     pub fn report(&self, report: Report) {
         self.outbox().report(report);
+        self.contact.asked();
         self.changed.notify_one();
     }
 
     /// Asks the database to end a row at its deadline.
     pub fn expire(&self, id: Uuid) {
         self.outbox().expire(id);
+        self.contact.asked();
         self.changed.notify_one();
     }
 
     /// Entries that have no final answer yet.
     pub fn lag(&self) -> usize {
         self.outbox().len()
+    }
+
+    /// For how long nothing was answered of what waits, or this desktop was refused its end. That somebody has locked
+    /// a row is an answer.
+    pub(crate) fn silence(&self, id: Option<Uuid>) -> SignedDuration {
+        let refused = id.and_then(|id| self.outbox().refused_since(id)).map(|since| since.elapsed());
+        let refused = refused.map(|refused| SignedDuration::try_from(refused).unwrap_or(SignedDuration::MAX));
+        self.contact.silence().max(refused.unwrap_or_default())
     }
 
     /// Waits until nothing waits to be told.
@@ -88,13 +101,14 @@ impl WriteBack {
             }
             match self.write(pool, term, store, queue).await {
                 Ok(moved) => {
+                    self.contact.answered(self.lag() > 0);
                     backoff = BACKOFF.0;
                     self.written.notify_one();
                     if !moved {
                         sleep(BUSY).await;
                     }
                 }
-                Err(error) if is_fenced(&error) => return,
+                Err(error) if is_fenced(&error) => return self.contact.answered(self.lag() > 0),
                 Err(error) => {
                     warn!(waiting = self.lag(), error = %chain(error.as_ref()), "cannot write back; will try again");
                     sleep(backoff).await;
@@ -106,8 +120,22 @@ impl WriteBack {
 
     /// Writes one batch of each kind. Tells whether that moved anything.
     async fn write(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) -> anyhow::Result<bool> {
-        let due = self.outbox().next_expiries();
-        let mut moved = !due.is_empty() && self.write_expiries(pool, term, store, queue, &due).await?;
+        let due = self.outbox().next_expiries(Instant::now());
+        let mut moved = false;
+        if !due.is_empty() {
+            match self.write_expiries(pool, term, store, queue, &due).await {
+                Ok(done) => moved = done,
+                Err(error) if is_refusal(&error) => {
+                    if let Some(id) = self.outbox().refuse_expiries(&due, Instant::now()) {
+                        let error = chain(error.as_ref());
+                        warn!(desktop = %id, %error, "the database refuses to end a desktop at its deadline; will try again");
+                        queue.wake(&Key::of_row(id), Lane::Ends);
+                    }
+                    moved = true;
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let reports = self.outbox().next_reports(Instant::now());
         if reports.is_empty() {
             return Ok(moved);
@@ -137,7 +165,9 @@ impl WriteBack {
     ) -> anyhow::Result<bool> {
         let mut decided = vec![];
         let mut too_early = false;
-        for (id, answer) in expire(pool, term, due).await? {
+        let answers = expire(pool, term, due).await?;
+        self.outbox().expiries_accepted();
+        for (id, answer) in answers {
             if self.outbox().expiry_answered(id, answer) {
                 decided.push(id);
             }

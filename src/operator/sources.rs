@@ -15,6 +15,8 @@ use crate::cluster;
 use crate::config::Config;
 use crate::database::listen::Wakeups;
 use crate::database::rows;
+use crate::model::{Desired, Row};
+use crate::names::Key;
 use crate::queue::Lane;
 use crate::telemetry::chain;
 
@@ -30,7 +32,9 @@ const BACKLOG_RESYNC: Duration = Duration::from_secs(1);
 const PAUSE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the clocks are read.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
-/// How often they are read in quick succession at first.
+/// How often the database's is, while it is not known whether the database answers.
+const DOUBT_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the API server's is read in quick succession at first.
 const SETTLING_READINGS: u32 = 11;
 
 impl Operator {
@@ -42,9 +46,11 @@ impl Operator {
         loop {
             let resync = Instant::now() >= next_resync;
             let began = Instant::now();
+            self.reads.asked();
             let result = if resync { self.resync().await.map(|()| true) } else { self.read_changes().await };
             match result {
                 Ok(all) => {
+                    self.reads.answered(false);
                     if resync {
                         next_resync = Instant::now() + config.resync_interval;
                     } else if !all {
@@ -78,8 +84,18 @@ impl Operator {
     async fn read_changes(&self) -> anyhow::Result<bool> {
         let changed = rows::dirty(&self.pool).await?;
         let all = usize::try_from(rows::SCAN).is_ok_and(|most| changed.len() < most);
+        self.arm(&changed);
         self.store.take_in(changed, &self.queue);
         Ok(all)
+    }
+
+    /// Sees to it that each is looked at when it is due, though many others may wait to be.
+    fn arm(&self, rows: &[Row]) {
+        for row in rows.iter().filter(|row| row.desired == Desired::Present) {
+            if let Some(due) = self.clock.when(row.expires_at) {
+                self.queue.due_by(&Key::of_row(row.id), due);
+            }
+        }
     }
 
     /// Reads every so often whether new desktops shall wait; once they need not any more, all are looked at.
@@ -116,7 +132,9 @@ impl Operator {
         if self.leadership.rest().is_none() {
             self.store.forget_over();
         }
-        let gone = self.store.take_in_all(rows::live(&self.pool).await?, &self.queue);
+        let all = rows::live(&self.pool).await?;
+        self.arm(&all);
+        let gone = self.store.take_in_all(all, &self.queue);
         if !gone.is_empty() {
             self.store.take_in(rows::by_id(&self.pool, &gone).await?, &self.queue);
         }
@@ -132,19 +150,35 @@ impl Operator {
         }
     }
 
-    pub(super) async fn read_clocks(&self, client: &Client) {
+    /// Reads the database's clock: every so often, and again and again while it is not known whether the database
+    /// answers, as it is the one question that nothing in the database can hold up.
+    pub(super) async fn read_the_databases_clock(&self) {
+        let mut last = None::<Instant>;
+        loop {
+            let doubtful = !self.store.is_complete() || self.reads.silence().is_positive();
+            if doubtful || last.is_none_or(|last| last.elapsed() >= CLOCK_INTERVAL) {
+                self.reads.asked();
+                match rows::time(&self.pool).await {
+                    Ok(reading) => {
+                        self.clock.database(reading);
+                        self.reads.answered(false);
+                        last = Some(Instant::now());
+                    }
+                    Err(error) => debug!(error = %chain(error.as_ref()), "cannot read the database's clock"),
+                }
+            }
+            sleep(DOUBT_INTERVAL).await;
+        }
+    }
+
+    /// Reads the API server's clock. It tells whole seconds: where between two of them it is takes some readings.
+    pub(super) async fn read_the_api_servers_clock(&self, client: &Client) {
         let mut readings = 0_u32;
         loop {
-            let (database, cluster) = tokio::join!(rows::time(&self.pool), cluster::server_time(client));
-            match database {
-                Ok(reading) => self.clock.database(reading),
-                Err(error) => debug!(error = %chain(error.as_ref()), "cannot read the database's clock"),
-            }
-            match cluster {
+            match cluster::server_time(client).await {
                 Ok((time, at)) => self.clock.cluster(Reading { time, at }),
                 Err(error) => debug!(error = %chain(error.as_ref()), "cannot read the API server's clock"),
             }
-            // The API server tells whole seconds: where between two of them it is takes some readings.
             let settling = readings < SETTLING_READINGS;
             readings = readings.saturating_add(1);
             sleep(if settling { Duration::from_millis(90) } else { CLOCK_INTERVAL }).await;

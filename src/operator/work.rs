@@ -14,7 +14,7 @@ use super::Operator;
 use crate::act::Acted;
 use crate::database::rows;
 use crate::database::store::Remembered;
-use crate::model::{Row, Seen, Vm, Vmi};
+use crate::model::{Row, Seen, Silence, Vm, Vmi};
 use crate::names::Key;
 use crate::plan::{Plan, View, plan};
 use crate::queue::{Lane, Outcome};
@@ -94,6 +94,13 @@ impl Drop for Turn {
     }
 }
 
+/// What a look has led to.
+struct Look {
+    plan: Plan,
+    /// The row should have been read, and could not be: there is to be another look, and nothing else brings it.
+    unread: bool,
+}
+
 fn report_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         error!(%error, "a look at a desktop ended in a panic: this is a bug; it will be looked at again");
@@ -108,11 +115,15 @@ impl Operator {
     async fn step(&self, key: &Key) -> Outcome {
         let mut live = None;
         for _ in 0..ROUNDS {
-            // Neither side has told the time yet, or the row cannot be read.
-            let Some(Plan { actions, wait, .. }) = self.look(key, live.take()).await else { return FAILED };
+            // Neither side has told the time yet.
+            let Some(Look { plan: Plan { actions, wait, .. }, unread }) = self.look(key, live.take()).await else {
+                return FAILED;
+            };
             let deadline = wait.map(|wait| Instant::now() + wait.min(LONGEST_WAIT));
-            if actions.is_empty() {
-                return Outcome::Settled(deadline);
+            match (actions.is_empty(), unread) {
+                (true, true) => return Outcome::Failed { at_least: Duration::ZERO, deadline },
+                (true, false) => return Outcome::Settled(deadline),
+                (false, _) => (),
             }
             let mut told = false;
             for action in actions {
@@ -137,30 +148,41 @@ impl Operator {
     }
 
     /// Collects what is known of a desktop, and what follows from it. `None`: too little is known to decide.
-    async fn look(&self, key: &Key, live: Option<(Seen<Vm>, Seen<Vmi>)>) -> Option<Plan> {
+    async fn look(&self, key: &Key, live: Option<(Seen<Vm>, Seen<Vmi>)>) -> Option<Look> {
         let now = self.clock.now()?;
         let templates = self.templates.borrow().clone()?;
         let cr = self.cluster.cr_cache.get(key);
         let is_live = live.is_some();
         let (vm, vmi) = live.unwrap_or_else(|| (self.cluster.vm_cache.get(key), self.cluster.vmi_cache.get(key)));
         let known = !matches!((&cr, &vm, &vmi), (Seen::Absent, Seen::Absent, Seen::Absent));
-        let row = match self.row(key, known).await {
-            Ok(row) => row,
-            Err(error) => {
-                warn!(desktop = %key, error = %chain(error.as_ref()), "cannot read the row; will try again");
-                return None;
-            }
-        };
+        let row = self.row(key, known).await.inspect_err(|error| {
+            warn!(desktop = %key, error = %chain(error.as_ref()), "cannot read the row; will try again");
+        });
+        let unread = row.is_err();
+        let row = row.unwrap_or(Seen::Unknown);
+        let silence = Silence { reads: self.reads.silence(), writes: self.write_back.silence(key.row_id()) };
         let failure = self.failures().get(key).cloned();
         let fleet = self.fleet().standing(key, now.cluster);
         let paused = self.paused.load(Ordering::Relaxed);
         let failure = failure.as_ref();
-        let view = View { key, row, cr, vm, vmi, live: is_live, failure, fleet: &fleet, paused, templates: &templates };
+        let view = View {
+            key,
+            row,
+            cr,
+            vm,
+            vmi,
+            live: is_live,
+            silence,
+            failure,
+            fleet: &fleet,
+            paused,
+            templates: &templates,
+        };
         let mut plan = plan(&view, now);
         let others = self.fleet().note(key, plan.progress.take(), plan.ready, now.cluster);
         others.iter().for_each(|other| self.queue.wake(other, Lane::Makes));
         debug!(desktop = %key, cr = ?view.cr, vm = ?view.vm, vmi = ?view.vmi, actions = ?plan.actions, "looked");
-        Some(plan)
+        Some(Look { plan, unread })
     }
 
     /// The row of a key. It is asked for only if something in the cluster has its name.

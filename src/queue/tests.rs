@@ -1,5 +1,7 @@
 use super::*;
 
+const SECOND: Duration = Duration::from_secs(1);
+
 fn key(name: &str) -> Key {
     Key::new(name)
 }
@@ -65,7 +67,7 @@ fn a_settled_key_comes_back_at_its_deadline_as_an_end() {
     core.done(&key("a"), Lane::Makes, Outcome::Settled(Some(deadline)), now, 0.0);
     assert_eq!(core.next_timer(), Some(deadline));
     assert_eq!(core.take(deadline - Duration::from_millis(1), true), None);
-    assert_eq!(core.take(deadline, false), Some((key("a"), Lane::Ends)));
+    assert_eq!(core.take(deadline, false), Some((key("a"), Lane::Due)));
 }
 
 #[test]
@@ -104,6 +106,36 @@ fn the_other_side_s_wish_to_wait_longer_is_obeyed() {
 }
 
 #[test]
+fn a_key_that_is_due_leaves_the_line_it_stands_in() {
+    let mut core = open();
+    let now = Instant::now();
+    for name in ["a", "b", "c"] {
+        core.wake(&key(name), Lane::Makes);
+    }
+    core.wake(&key("b"), Lane::Ends);
+    core.due_by(&key("c"), now + SECOND);
+    core.due_by(&key("c"), now + 2 * SECOND);
+    assert_eq!(core.take(now + SECOND, true), Some((key("c"), Lane::Due)));
+    assert_eq!(core.take(now + SECOND, true), Some((key("b"), Lane::Ends)));
+    assert_eq!(core.take(now + SECOND, true), Some((key("a"), Lane::Makes)));
+    core.done(&key("c"), Lane::Due, Outcome::Settled(None), now, 0.0);
+    assert_eq!(core.take(now + 9 * SECOND, true), None, "and is taken once");
+}
+
+#[test]
+fn a_key_in_flight_hears_of_its_deadline_from_whoever_works_on_it() {
+    let mut core = open();
+    let now = Instant::now();
+    core.wake(&key("a"), Lane::Makes);
+    core.due_by(&key("a"), now + SECOND);
+    assert_eq!(core.take(now, true), Some((key("a"), Lane::Makes)));
+    core.due_by(&key("a"), now + SECOND);
+    assert_eq!(core.take(now + 2 * SECOND, true), None, "never twice at once");
+    core.done(&key("a"), Lane::Makes, Outcome::Settled(None), now, 0.0);
+    assert_eq!(core.take(now + 2 * SECOND, true), None);
+}
+
+#[test]
 fn a_deadline_does_not_wait_for_the_back_off() {
     let (mut core, mut now) = (open(), Instant::now());
     let deadline = now + Duration::from_secs(3);
@@ -111,7 +143,7 @@ fn a_deadline_does_not_wait_for_the_back_off() {
     for _ in 0..20 {
         let Some((taken, lane)) = core.take(now, true) else { break };
         if now >= deadline {
-            assert_eq!((now, lane), (deadline, Lane::Ends));
+            assert_eq!((now, lane), (deadline, Lane::Due));
             return;
         }
         core.done(&taken, lane, Outcome::Failed { at_least: Duration::ZERO, deadline: Some(deadline) }, now, 1.0);
@@ -167,7 +199,7 @@ async fn a_waiter_gets_a_key_when_it_is_woken_or_due() {
 
     let before = Instant::now();
     queue.done(&taken, lane, Outcome::Settled(Some(before + Duration::from_secs(5))));
-    assert_eq!(queue.next(|| false).await, (key("a"), Lane::Ends));
+    assert_eq!(queue.next(|| false).await, (key("a"), Lane::Due));
     assert_eq!(before.elapsed(), Duration::from_secs(5));
 }
 
@@ -179,7 +211,7 @@ fn a_closed_queue_keeps_no_keys_and_what_was_in_flight_ends_without_a_trace() {
     }
     assert_eq!(core.take(now, true), Some((key("a"), Lane::Makes)));
     core.done(&key("a"), Lane::Makes, Outcome::Settled(Some(now)), now, 0.0);
-    assert_eq!(core.take(now, true), Some((key("a"), Lane::Ends)), "its timer");
+    assert_eq!(core.take(now, true), Some((key("a"), Lane::Due)), "its timer");
     core.close();
     core.wake(&key("d"), Lane::Ends);
     core.done(&key("a"), Lane::Ends, Outcome::Settled(Some(now)), now, 0.0);

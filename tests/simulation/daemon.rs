@@ -9,7 +9,7 @@ use cyberdesk_operator::database::outbox::{Answer, Outbox};
 use cyberdesk_operator::database::store::{Remembered, Store};
 use cyberdesk_operator::fleet::Fleet;
 use cyberdesk_operator::lease::Term;
-use cyberdesk_operator::model::{Cr, Now, Row, Seen, Vm, Vmi};
+use cyberdesk_operator::model::{Cr, Now, Row, Seen, Silence, Vm, Vmi};
 use cyberdesk_operator::names::Key;
 use cyberdesk_operator::plan::{Action, CreateFailure, Plan, View, plan};
 use cyberdesk_operator::queue::{Lane, Outcome, Queue};
@@ -39,6 +39,8 @@ pub(crate) struct Daemon {
     pub(crate) outbox: Outbox,
     pub(crate) failures: HashMap<Key, CreateFailure>,
     fleet: Fleet,
+    /// For how long the database has not answered it.
+    pub(crate) silence: Silence,
     pub(crate) turns: Vec<Turn>,
     /// Its term, and until when it may write to the cluster.
     pub(crate) term: Option<(Term, Instant)>,
@@ -122,6 +124,7 @@ impl Daemon {
             outbox: Outbox::default(),
             failures: HashMap::new(),
             fleet: Fleet::new(MOST_UNSTARTED),
+            silence: Silence::default(),
             turns: vec![],
             term: None,
             fenced_in: false,
@@ -201,22 +204,43 @@ impl Daemon {
         let is_live = live.is_some();
         let (vm, vmi) = live.unwrap_or_else(|| (self.vms.cache.get(&key), self.vmis.cache.get(&key)));
         let known = !matches!((&cr, &vm, &vmi), (Seen::Absent, Seen::Absent, Seen::Absent));
+        let mut unread = false;
         let row = match (self.store.get(&key), database) {
             (Remembered::Row(row), _) => Seen::Present(*row),
             (Remembered::NotARow, _) => Seen::Absent,
             (Remembered::Nothing(_), _) if !self.store.is_complete() => Seen::Unknown,
             (Remembered::Nothing(_), _) if !known => Seen::Absent,
             (Remembered::Nothing(id), Some(database)) => self.store.found(id, database.row(id)),
-            (Remembered::Nothing(_), None) => return self.end(at, FAILED),
+            (Remembered::Nothing(_), None) => {
+                unread = true;
+                Seen::Unknown
+            }
         };
         let (row, cr) = if self.bug == Some(Bug::MadeAgain) { forgetful(row, cr) } else { (row, cr) };
         let failure = self.failures.get(&key);
         let fleet = &self.fleet.standing(&key, now.cluster);
-        let view = View { key: &key, row, cr, vm, vmi, live: is_live, failure, fleet, paused: false, templates };
+        let view = View {
+            key: &key,
+            row,
+            cr,
+            vm,
+            vmi,
+            live: is_live,
+            silence: self.silence,
+            failure,
+            fleet,
+            paused: false,
+            templates,
+        };
         let Plan { actions, wait, progress, ready } = plan(&view, now);
         wake(self.fleet.note(&key, progress, ready, now.cluster), &self.queue);
         if actions.is_empty() {
-            return self.end(at, Outcome::Settled(wait.map(|wait| Instant::now() + wait)));
+            let deadline = wait.map(|wait| Instant::now() + wait);
+            let outcome = match unread {
+                true => Outcome::Failed { at_least: Duration::ZERO, deadline },
+                false => Outcome::Settled(deadline),
+            };
+            return self.end(at, outcome);
         }
         let turn = &mut self.turns[at];
         (turn.actions, turn.wait) = (actions.into(), wait);
@@ -252,7 +276,7 @@ impl Daemon {
         if self.outbox.is_empty() {
             return false;
         }
-        for id in self.outbox.next_expiries() {
+        for id in self.outbox.next_expiries(Instant::now()) {
             let answer = if locked(id) { Ok("busy") } else { database.expire(term, id, now.database) };
             let Ok(word) = answer else { return self.fenced_off() };
             if self.outbox.expiry_answered(id, Answer::of(word)) {

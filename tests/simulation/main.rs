@@ -9,6 +9,7 @@
 mod cluster;
 mod daemon;
 mod database;
+mod outage;
 mod planted;
 mod world;
 
@@ -71,6 +72,11 @@ impl Schedule {
                 if end.is_err() {
                     break;
                 }
+            }
+            // Some end with an outage that few deadlines live to see the end of.
+            if end.is_ok() && self.choices.first().is_some_and(|choice| choice >> 29 == 0) {
+                story.push("the database goes for a day".to_owned());
+                end = world.outlasts().await.map_err(|broken| format!("while it is away: {broken}"));
             }
             if end.is_ok() {
                 end = world.settles().await.map_err(|broken| format!("when all is quiet again: {broken}"));

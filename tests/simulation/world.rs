@@ -114,14 +114,19 @@ pub(crate) struct World {
     lease: Lease,
     /// Calls whose caller is gone: they may land late, or never.
     limbo: Vec<(Key, Action)>,
-    database_away: bool,
+    /// Since when.
+    pub(crate) database_away: Option<Instant>,
     api_away: bool,
     locked: BTreeSet<Uuid>,
     run_strategy: RunStrategy,
     templates: Templates,
     began: Instant,
-    bug: Option<Bug>,
+    pub(crate) bug: Option<Bug>,
     seen: Witness,
+    /// Rows whose VM was deleted for an end that stands in the CR.
+    pub(crate) ended_by_the_cr: BTreeSet<Uuid>,
+    /// The earliest deadline that each row ever had.
+    pub(crate) earliest_deadlines: BTreeMap<Uuid, Timestamp>,
     pub(crate) deeds: Deeds,
 }
 
@@ -148,7 +153,7 @@ impl World {
             processes: [Process::Runs(Box::new(Daemon::start(bug))), Process::Runs(Box::new(Daemon::start(bug)))],
             lease: Lease { epoch: 0, holder: None, renewed: Instant::now() },
             limbo: vec![],
-            database_away: false,
+            database_away: None,
             api_away: false,
             locked: BTreeSet::new(),
             run_strategy,
@@ -156,6 +161,8 @@ impl World {
             began: Instant::now(),
             bug,
             seen: Witness::default(),
+            ended_by_the_cr: BTreeSet::new(),
+            earliest_deadlines: BTreeMap::new(),
             deeds: Deeds::default(),
         }
     }
@@ -169,7 +176,7 @@ impl World {
         }
     }
 
-    fn now(&self) -> Now {
+    pub(crate) fn now(&self) -> Now {
         let passed = SignedDuration::try_from(self.began.elapsed()).expect("a schedule takes hours, not ages");
         let cluster = Timestamp::from_second(1_800_000_000).expect("a time") + passed;
         Now { cluster, database: cluster + SKEW }
@@ -235,6 +242,7 @@ impl World {
         let seconds = [0, 20, 60, 3600][(how / 16 % 4) as usize];
         let at = self.now().database + SignedDuration::from_secs(seconds);
         let done = self.database.insert(id, status, at);
+        self.note_deadline(id, at);
         done.then(|| format!("the app inserts {} as {} for {seconds} s", name(id), status.as_str()))
     }
 
@@ -248,6 +256,7 @@ impl World {
     fn app_moves_deadline(&mut self, id: Uuid, how: u32) -> Option<String> {
         let seconds = [0, 5, 60, 3600][(how % 4) as usize];
         let at = self.now().database + SignedDuration::from_secs(seconds);
+        self.note_deadline(id, at);
         self.database.set_timeout(id, at).then(|| format!("the app gives {} {seconds} s", name(id)))
     }
 
@@ -314,11 +323,11 @@ impl World {
                 daemon.vmis.list(&self.cluster.vmis, &daemon.queue);
                 Some(format!("{} lists the cluster", person(at)))
             }
-            1 | 2 if !self.database_away => {
+            1 | 2 if self.database_away.is_none() => {
                 daemon.resync(&self.database);
                 Some(format!("{} reads all rows", person(at)))
             }
-            3.. if !self.database_away => {
+            3.. if self.database_away.is_none() => {
                 daemon.scan(&self.database);
                 Some(format!("{} looks for changed rows", person(at)))
             }
@@ -327,14 +336,15 @@ impl World {
     }
 
     fn takes(&mut self, at: usize) -> Option<String> {
-        let now = self.now();
+        let (now, silence) = (self.now(), self.silence());
         let daemon = self.processes[at].runs()?;
-        let key = daemon.take((!self.database_away).then_some(&self.database), &self.templates, now)?;
+        daemon.silence = silence;
+        let key = daemon.take(self.database_away.is_none().then_some(&self.database), &self.templates, now)?;
         Some(format!("{} looks at {}", person(at), short(&key)))
     }
 
     fn acts(&mut self, at: usize, which: u32, how: u32) -> Result<Option<String>, String> {
-        let now = self.now();
+        let (now, silence) = (self.now(), self.silence());
         let Some(daemon) = self.processes[at].runs() else { return Ok(None) };
         if daemon.turns.is_empty() {
             return Ok(None);
@@ -350,6 +360,10 @@ impl World {
         }
         let Some(action) = self.with_bug(&key, action) else { return Ok(Some(format!("{words}: forgotten"))) };
         self.judge(&key, &action)?;
+        if let Action::WriteCrStatus { status, .. } = &action {
+            self.judge_end(&key, status)?;
+        }
+        self.witness_end(&key, &action);
         self.count(verb(&action));
         let answer_lost = !is_local && how % 32 == 2;
         let overtaken = !self.perform(at, turn, &key, action);
@@ -359,7 +373,8 @@ impl World {
             return Ok(Some(format!("{words}, and hears no answer")));
         }
         if daemon.turns.get(turn).is_some_and(|turn| turn.key == key && (overtaken || turn.actions.is_empty())) {
-            let database = (!self.database_away).then_some(&self.database);
+            let database = self.database_away.is_none().then_some(&self.database);
+            daemon.silence = silence;
             daemon.round_done(turn, database, &self.templates, now);
         }
         Ok(Some(words))
@@ -469,7 +484,7 @@ impl World {
     fn writes_back(&mut self, at: usize) -> Option<String> {
         let now = self.now();
         let locked = self.locked.clone();
-        let daemon = self.processes[at].runs().filter(|_| !self.database_away)?;
+        let daemon = self.processes[at].runs().filter(|_| self.database_away.is_none())?;
         if self.bug == Some(Bug::UnguardedStatus) {
             for report in daemon.outbox.next_reports(Instant::now()) {
                 self.database.write_unguarded(&report);
@@ -568,16 +583,18 @@ impl World {
     }
 
     fn cuts(&mut self, how: u32) -> Option<String> {
-        let (away, side) = if how & 1 == 0 {
-            (&mut self.database_away, "the database")
-        } else {
-            (&mut self.api_away, "the API server")
+        let (was_away, side) = match how & 1 {
+            0 => (self.database_away.is_some(), "the database"),
+            _ => (self.api_away, "the API server"),
         };
-        if !*away && how % 8 > 1 {
+        if !was_away && how % 8 > 1 {
             return None;
         }
-        *away = !*away;
-        Some(format!("{side} is {}", if *away { "away" } else { "back" }))
+        match how & 1 {
+            0 => self.database_away = (!was_away).then(Instant::now),
+            _ => self.api_away = !was_away,
+        }
+        Some(format!("{side} is {}", if was_away { "back" } else { "away" }))
     }
 
     // ----- what must hold
@@ -644,14 +661,8 @@ impl World {
 
     /// Everything comes back and goes well, until nothing changes any more; then all must be as it should.
     pub(crate) async fn settles(&mut self) -> Result<(), String> {
-        (self.database_away, self.api_away) = (false, false);
-        self.locked.clear();
-        self.limbo.clear();
-        for at in 0..2 {
-            if let Process::Frozen(_) | Process::Dead = self.processes[at] {
-                self.processes[at] = Process::Runs(Box::new(Daemon::start(self.bug)));
-            }
-        }
+        self.all_but_the_database_come_back();
+        self.database_away = None;
         for round in 0..400 {
             self.quiet_round().await?;
             if self.is_settled().is_ok() {
@@ -664,7 +675,23 @@ impl World {
         self.is_settled()
     }
 
-    async fn quiet_round(&mut self) -> Result<(), String> {
+    pub(crate) fn all_but_the_database_come_back(&mut self) {
+        self.api_away = false;
+        self.locked.clear();
+        self.limbo.clear();
+        for at in 0..2 {
+            if let Process::Frozen(_) | Process::Dead = self.processes[at] {
+                self.processes[at] = Process::Runs(Box::new(Daemon::start(self.bug)));
+            }
+        }
+    }
+
+    /// Whether somebody may write to the cluster.
+    pub(crate) fn is_led(&mut self) -> bool {
+        self.processes.iter_mut().any(|process| process.runs().is_some_and(|daemon| daemon.leads()))
+    }
+
+    pub(crate) async fn quiet_round(&mut self) -> Result<(), String> {
         for at in 0..2 {
             self.leads(at);
             if self.began.elapsed() > Duration::ZERO {
@@ -689,6 +716,7 @@ impl World {
 
     /// Whether all is as it should be when nothing happens any more.
     fn is_settled(&self) -> Result<(), String> {
+        self.ends_are_final()?;
         for row in self.database.all() {
             let key = Key::of_row(row.id);
             let (cr, vm, vmi) = (self.cluster.crs.get(&key), self.cluster.vms.get(&key), self.cluster.vmis.get(&key));
@@ -749,7 +777,7 @@ fn person(at: usize) -> &'static str {
     ["Anna", "Ben"][at]
 }
 
-fn name(id: Uuid) -> String {
+pub(crate) fn name(id: Uuid) -> String {
     format!("row {}", id.as_u128())
 }
 

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use crate::world::World;
+use crate::world::{World, vm_name};
 use crate::{Story, story};
 
 pub(crate) fn stories() -> Vec<Story> {
@@ -11,6 +11,10 @@ pub(crate) fn stories() -> Vec<Story> {
         story("bad rows and templates say why, and 100 good rows are served", bad_beside_good),
         story("a CR by hand with a bad spec is refused in words", a_bad_cr),
         story("a row that the database refuses to end holds up no other", a_poisoned_row),
+        story(
+            "a row that the app does not let end at its deadline ends in the cluster, and holds up no other",
+            a_poisoned_deadline,
+        ),
         story("a broken ConfigMap breaks no desktop that runs", a_broken_config_map),
         story("wrong settings are told all at once", wrong_settings),
     ]
@@ -105,6 +109,27 @@ async fn a_bad_cr(world: &World) -> Result<()> {
         ready.as_ref().and_then(|ready| ready["message"].as_str()).is_some_and(|message| message.contains("gpus"));
     ensure!(told && cr.data["status"]["reason"] == "bad-params", "{}", cr.data);
     Ok(())
+}
+
+async fn a_poisoned_deadline(world: &World) -> Result<()> {
+    world.start_operator(&[]).await?;
+    let (poisoned, other) = (world.running_desktop("1 hour").await?, world.running_desktop("1 hour").await?);
+    // A trigger of the app's, which no end of this desktop passes.
+    let rule = format!(
+        "create function no_end() returns trigger language plpgsql as
+           $$ begin if new.shutdown_requested_at is not null or new.ended_at is not null then raise exception 'not this one'; end if; return new; end $$;
+         create trigger zzz_no_end after update on cyberdesk_instances for each row when (new.id = '{poisoned}') execute function no_end();
+         update cyberdesk_instances set timeout_at = now() + interval '2 seconds'"
+    );
+    world.sql(&rule).await?;
+    let row = world.until_over(&other).await?;
+    ensure!(row.reason.as_deref() == Some("timeout"), "{row:?}");
+    let gone = async || Ok(world.vms().get_opt(&vm_name(&poisoned)).await?.is_none());
+    world.until("the other's VM is gone all the same", gone).await?;
+    ensure!(world.crs().get(&poisoned).await?.data["status"]["end"]["reason"] == "timeout", "and its CR says why");
+    let id = world.running_desktop("1 hour").await?;
+    world.request_shutdown(&id).await?;
+    world.until_over(&id).await.map(drop)
 }
 
 async fn a_broken_config_map(world: &World) -> Result<()> {

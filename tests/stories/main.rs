@@ -10,6 +10,7 @@ mod bad_input;
 mod by_hand;
 mod connections;
 mod database;
+mod deadlines;
 mod docs;
 mod doctor;
 mod ends;
@@ -19,6 +20,7 @@ mod install;
 mod leadership;
 mod lives;
 mod manifests;
+mod outages;
 mod restarts;
 mod scale;
 mod starts;
@@ -92,6 +94,8 @@ where
 fn stories() -> Vec<Story> {
     [
         lives::stories(),
+        outages::stories(),
+        deadlines::stories(),
         in_use::stories(),
         by_hand::stories(),
         wakeups::stories(),

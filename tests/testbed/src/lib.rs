@@ -34,6 +34,7 @@ pub mod running;
 pub mod scratch;
 pub mod simulator;
 pub mod supervise;
+pub mod wire;
 pub mod world;
 
 use anyhow::{Context as _, Result};

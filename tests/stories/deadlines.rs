@@ -1,0 +1,57 @@
+//! Deadlines: many at once, and across a change of leaders. By the database's clock alone: that this machine's is never
+//! asked, `.clippy.toml` sees to.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::world::World;
+use crate::{Story, story};
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![
+        story("hundreds of deadlines within seconds: each is kept, none early, one after the other", hundreds).alone(),
+        story("the leader killed before a deadline: the other keeps it", leader_killed),
+    ]
+}
+
+async fn hundreds(world: &World) -> Result<()> {
+    // Their VMs would take the time of others, and change nothing here.
+    world.sql("update cyberdesk.settings set paused = true").await?;
+    world.start_operator(&[("CYBERDESK_LOG", "warn")]).await?;
+    world.insert_many(300).await?;
+    let served = async || Ok(world.crs().list(&Default::default()).await?.items.len() == 300);
+    world.until_within(Duration::from_secs(120), "each has its CR", served).await?;
+    world
+        .sql(
+            "with one as (select id, row_number() over (order by id) as nth from cyberdesk_instances)
+             update cyberdesk_instances c set timeout_at = now() + interval '2 seconds' + one.nth * interval '20 milliseconds'
+               from one where one.id = c.id",
+        )
+        .await?;
+    let over = "select count(*) from cyberdesk_instances where ended_at is not null and reason = 'timeout' and status = 'terminated'";
+    world
+        .until_within(Duration::from_secs(120), "each has ended", async || Ok(world.count(over).await? == 300))
+        .await?;
+    let early = "select count(*) from cyberdesk_instances where shutdown_requested_at < timeout_at at time zone 'utc'";
+    ensure!(world.count(early).await? == 0, "none before its time");
+    let late = "select ceil(extract(epoch from max(shutdown_requested_at - timeout_at at time zone 'utc')) * 1000)::bigint from cyberdesk_instances";
+    println!("300 deadlines within 6 s: the latest {} ms late", world.count(late).await?);
+    let overtaken = "select count(*) from cyberdesk_instances one join cyberdesk_instances other
+                         on one.timeout_at + interval '2 seconds' < other.timeout_at and one.shutdown_requested_at > other.shutdown_requested_at";
+    ensure!(world.count(overtaken).await? == 0, "none waits behind one that is due two seconds later");
+    Ok(())
+}
+
+async fn leader_killed(world: &World) -> Result<()> {
+    let leader = world.start_daemon("a", &[("CYBERDESK_IDENTITY", "a")]).await?;
+    let id = world.running_desktop("1 hour").await?;
+    let _standby = world.start_daemon("b", &[("CYBERDESK_IDENTITY", "b")]).await?;
+    world.daemon_says("b", "listed").await?;
+    world.app("update cyberdesk_instances set timeout_at = now() + interval '2 seconds' where id = $1", &id).await?;
+    leader.kill9().await?;
+    let row = world.until_over(&id).await?;
+    ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("timeout")), "{row:?}");
+    ensure!(row.shutdown_requested_at.is_some_and(|at| at >= row.timeout_at), "{row:?}");
+    Ok(())
+}
