@@ -33,8 +33,7 @@ pub async fn connect() -> anyhow::Result<Client> {
     let mut config = kube::Config::infer().await?;
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
-    // Longer than a watch lives, so that a quiet watch is not taken for a dead one.
-    config.read_timeout = Some(Duration::from_secs(u64::from(watch::WATCH_SECONDS) + 10));
+    config.read_timeout = Some(watch::SILENCE);
     config.write_timeout = Some(CALL_DEADLINE);
     Ok(Client::try_from(config)?)
 }
