@@ -9,9 +9,11 @@ mod apps;
 mod bad_input;
 mod by_hand;
 mod connections;
+mod crashes;
 mod database;
 mod doctor;
 mod ends;
+mod hostile;
 mod in_use;
 mod leadership;
 mod lives;
@@ -97,6 +99,8 @@ fn stories() -> Vec<Story> {
         restarts::stories(),
         bad_input::stories(),
         absence::stories(),
+        hostile::stories(),
+        crashes::stories(),
         starts::stories(),
         ends::stories(),
         templates::stories(),
