@@ -168,7 +168,7 @@ async fn cut_answers(world: &World) -> Result<()> {
 async fn unanswered(world: &World) -> Result<()> {
     let proxy = start(world, &[]).await?;
     let stopped = world.running_desktop("1 hour").await?;
-    let renewals = proxy.next(2, Fault::Unanswered, |call| call.is("update", "leases"));
+    let renewals = proxy.next(1, Fault::Unanswered, |call| call.is("update", "leases"));
     let creates = proxy.next(1, Fault::Unanswered, |call| call.is("create", "virtualmachines"));
     let deletes = proxy.next(1, Fault::Unanswered, |call| call.is("delete", "virtualmachines"));
     let inserted = world.insert("1 hour").await?;
@@ -178,7 +178,7 @@ async fn unanswered(world: &World) -> Result<()> {
     ended_once(world, &proxy, &stopped).await?;
     world.request_shutdown(&inserted).await?;
     ended_once(world, &proxy, &inserted).await?;
-    until_struck(world, &proxy, renewals, 2).await?;
+    until_struck(world, &proxy, renewals, 1).await?;
     ensure!((proxy.struck(creates), proxy.struck(deletes)) == (1, 1));
     let renewed = async || Ok(proxy.log().iter().rev().take_while(|passed| passed.status < 300).any(is_a_renewal));
     world.until("the Lease is renewed again", renewed).await?;
