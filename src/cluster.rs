@@ -8,9 +8,12 @@ mod write;
 
 use std::time::Duration;
 
+use axum::body::Body;
 use jiff::Timestamp;
 use kube::Client;
+use kube::client::{ClientBuilder, DynBody};
 use tokio::time::Instant;
+use tower::util::MapResponseLayer;
 
 pub use cache::Cache;
 pub use objects::{CrObject, Observed, VmObject, VmiObject};
@@ -33,10 +36,30 @@ pub async fn connect() -> anyhow::Result<Client> {
     let mut config = kube::Config::infer().await?;
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
-    // Longer than a watch lives, so that a quiet watch is not taken for a dead one.
-    config.read_timeout = Some(Duration::from_secs(u64::from(watch::WATCH_SECONDS) + 10));
+    config.read_timeout = Some(watch::SILENCE);
     config.write_timeout = Some(CALL_DEADLINE);
-    Ok(Client::try_from(config)?)
+    Ok(ClientBuilder::try_from(config)?.with_layer(&MapResponseLayer::new(with_status)).build())
+}
+
+/// Makes a `Status` of a bare text with which someone who has too much to do asks to be left alone: the wish in its
+/// header would not be heard of otherwise.
+fn with_status(response: http::Response<Box<DynBody>>) -> http::Response<Body> {
+    let code = response.status();
+    let Some(seconds) = bare_wish(code, response.headers()) else { return response.map(Body::new) };
+    let status = serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(),
+        "message": code.canonical_reason(), "details": { "retryAfterSeconds": seconds },
+    });
+    response.map(|_| Body::from(status.to_string()))
+}
+
+/// The seconds of `Retry-After` in an answer that is no `Status`: 429 of the API server's flow control, 503 of a load
+/// balancer.
+fn bare_wish(code: http::StatusCode, headers: &http::HeaderMap) -> Option<u32> {
+    let header = |name: http::HeaderName| headers.get(name)?.to_str().ok();
+    let is_status = header(http::header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/json"));
+    let seconds = header(http::header::RETRY_AFTER)?.trim().parse().ok()?;
+    (!is_status && matches!(code.as_u16(), 429 | 503)).then_some(seconds)
 }
 
 /// What the API server's clock says, from the `Date` of an answer, which has whole seconds only.
@@ -50,4 +73,29 @@ pub async fn server_time(client: &Client) -> anyhow::Result<(Timestamp, Instant)
     let date = answer.headers().get(http::header::DATE).ok_or_else(|| anyhow::anyhow!("the answer has no date"))?;
     let time = jiff::fmt::rfc2822::parse(date.to_str()?)?.timestamp();
     Ok((time, Instant::now()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wish_to_be_left_alone_is_heard_where_no_status_tells_it() {
+        let cases = [
+            (429, "text/plain; charset=utf-8", Some("1"), Some(1)),
+            (503, "text/html", Some(" 30 "), Some(30)),
+            (429, "application/json", Some("1"), None),
+            (429, "text/plain", None, None),
+            (503, "text/plain", Some("Wed, 21 Oct 2026 07:28:00 GMT"), None),
+            (200, "text/plain", Some("1"), None),
+        ];
+        for (code, kind, wish, heard) in cases {
+            let mut answer = http::Response::builder().status(code).header("content-type", kind);
+            if let Some(wish) = wish {
+                answer = answer.header("retry-after", wish);
+            }
+            let answer = answer.body(()).expect("it is an answer");
+            assert_eq!(bare_wish(answer.status(), answer.headers()), heard, "{code} {kind} {wish:?}");
+        }
+    }
 }

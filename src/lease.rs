@@ -25,7 +25,7 @@ use kube::api::{ObjectMeta, PostParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::watch_object;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -46,8 +46,11 @@ const MARGIN: Duration = Duration::from_secs(2);
 const RENEWAL: Duration = Duration::from_secs(2);
 /// Wait after a call to the API server failed.
 const RETRY: Duration = Duration::from_millis(500);
+/// Longest time for one call: one that nobody answers must leave time for another.
+const ANSWER: Duration = Duration::from_secs(4);
 
 const _: () = assert!(RENEWAL.as_secs() * 4 < LASTS.as_secs() - MARGIN.as_secs());
+const _: () = assert!(RENEWAL.as_secs() + 2 * ANSWER.as_secs() <= LASTS.as_secs() - MARGIN.as_secs());
 
 /// The right to write, for as long as nobody has a later one. The database checks it in every writing function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,7 +165,7 @@ impl Leadership {
                     match self.take(&candidate, clock).await {
                         Ok(lease) => return self.hold(began, lease),
                         // Somebody was quicker, or the watch has been silent.
-                        Err(error) if is_conflict(&error) => match self.api.get_opt(NAME).await {
+                        Err(error) if is_conflict(&error) => match in_time(self.api.get_opt(NAME)).await {
                             Ok(lease) => candidate.observe(lease, Instant::now()),
                             Err(_) => sleep(RETRY).await,
                         },
@@ -209,8 +212,8 @@ impl Leadership {
         self.floor.fetch_max(last, Ordering::Relaxed);
         let lease = self.written(seen.cloned().unwrap_or_default(), self.next_epoch(), clock);
         match seen {
-            Some(_) => self.api.replace(NAME, &PostParams::default(), &lease).await,
-            None => self.api.create(&PostParams::default(), &lease).await,
+            Some(_) => in_time(self.api.replace(NAME, &PostParams::default(), &lease)).await,
+            None => in_time(self.api.create(&PostParams::default(), &lease)).await,
         }
     }
 
@@ -225,18 +228,19 @@ impl Leadership {
             held = loop {
                 let began = Instant::now();
                 let lease = self.written(held.lease.clone(), epoch, clock);
-                match timeout_at(held.until, self.api.replace(NAME, &PostParams::default(), &lease)).await {
+                match timeout_at(held.until, in_time(self.api.replace(NAME, &PostParams::default(), &lease))).await {
                     Ok(Ok(lease)) if behind => break self.hold(began, lease),
                     Ok(Ok(lease)) => break self.renewed(&held, began, lease),
-                    Ok(Err(error)) if is_conflict(&error) => match timeout_at(held.until, self.api.get_opt(NAME)).await
-                    {
-                        // Only what is none of ours was written: somebody's annotation.
-                        Ok(Ok(Some(now))) if self.is_of(&now, held.term) => held.lease = now,
-                        Ok(Ok(Some(_))) => return "another daemon has taken the Lease",
-                        Ok(Ok(None)) => return "somebody deleted the Lease",
-                        Ok(Err(_)) => sleep(RETRY).await,
-                        Err(_) => return "the Lease ran out before it could be renewed",
-                    },
+                    Ok(Err(error)) if is_conflict(&error) => {
+                        match timeout_at(held.until, in_time(self.api.get_opt(NAME))).await {
+                            // Only what is none of ours was written: somebody's annotation.
+                            Ok(Ok(Some(now))) if self.is_of(&now, held.term) => held.lease = now,
+                            Ok(Ok(Some(_))) => return "another daemon has taken the Lease",
+                            Ok(Ok(None)) => return "somebody deleted the Lease",
+                            Ok(Err(_)) => sleep(RETRY).await,
+                            Err(_) => return "the Lease ran out before it could be renewed",
+                        }
+                    }
                     Ok(Err(error)) => {
                         warn!(error = %chain(&error), "cannot renew the Lease; will try again");
                         sleep(RETRY).await;
@@ -300,6 +304,12 @@ fn epoch_of(lease: &Lease) -> i64 {
 fn database_clock(lease: &Lease) -> Option<SignedDuration> {
     let milliseconds = lease.metadata.annotations.as_ref()?.get(DATABASE_CLOCK)?.parse().ok()?;
     Some(SignedDuration::from_millis(milliseconds))
+}
+
+/// One call that is given up when nobody answers. It may have been done all the same.
+async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    let unanswered = |_| kube::Error::Service(format!("no answer within {} s", ANSWER.as_secs()).into());
+    timeout(ANSWER, call).await.map_err(unanswered)?
 }
 
 /// The Lease is another by now, or gone, or there already.

@@ -128,9 +128,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         () = listen::run(&config.database, &operator.pool, &wakeups) => unreachable!("the listener goes on for ever"),
         () = operator.read_the_databases_clock() => unreachable!("the clocks are read for ever"),
         () = operator.read_the_api_servers_clock(&client) => unreachable!("the clocks are read for ever"),
-        () = follow(crs, &operator.cluster.cr_cache, &operator.queue, |well| operator.watched("crs", well)) => unreachable!("a watch goes on for ever"),
-        () = follow(vms, &operator.cluster.vm_cache, &operator.queue, |well| operator.watched("vms", well)) => unreachable!("a watch goes on for ever"),
-        () = follow(vmis, &operator.cluster.vmi_cache, &operator.queue, |well| operator.watched("vmis", well)) => unreachable!("a watch goes on for ever"),
+        () = follow(crs, &operator.cluster.cr_cache, &operator.queue, config.resync_interval, |well| operator.watched("crs", well)) => unreachable!("a watch goes on for ever"),
+        () = follow(vms, &operator.cluster.vm_cache, &operator.queue, config.resync_interval, |well| operator.watched("vms", well)) => unreachable!("a watch goes on for ever"),
+        () = follow(vmis, &operator.cluster.vmi_cache, &operator.queue, config.resync_interval, |well| operator.watched("vmis", well)) => unreachable!("a watch goes on for ever"),
         served = metrics::serve(listener, operator.metrics.clone()) => served?,
     }
     if tokio::time::timeout(RELEASE, operator.leadership.release()).await.is_err() {

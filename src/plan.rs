@@ -83,7 +83,7 @@ pub enum Fault {
     Refused,
     /// Nobody's: a quota is used up.
     Quota,
-    /// Somebody's: a Role, a policy, or an object of the same name does not let it be made for now.
+    /// Somebody's: a Role or a policy does not let it be made for now.
     Forbidden,
     /// The cluster's: the API server or a webhook does not answer, or KubeVirt is not there.
     Outage,

@@ -37,7 +37,7 @@ pub enum Outcome {
     Settled(Option<Instant>),
     /// Something failed: look again after the back-off, and not before this long.
     Failed {
-        /// Asked for by the other side, such as Retry-After.
+        /// Asked for by the other side, such as Retry-After. Heeded up to the longest back-off.
         at_least: Duration,
         /// A deadline of the key's own, which does not wait for the back-off.
         deadline: Option<Instant>,
@@ -173,7 +173,9 @@ impl Core {
             Outcome::Failed { at_least, deadline } => {
                 // An end that was wanted meanwhile has seen no failure of its own.
                 let failures = if again == Some(Lane::Ends) { 0 } else { entry.failures };
-                let retry = now + backoff(failures, jitter).max(at_least);
+                // Those who were asked the same shall not all come back at the same time.
+                let wish = at_least.min(LONGEST_BACKOFF).mul_f64(1.0 + 0.5 * jitter.clamp(0.0, 1.0));
+                let retry = now + backoff(failures, jitter).max(wish);
                 entry.failures += 1;
                 match deadline.filter(|deadline| *deadline <= retry) {
                     Some(deadline) => self.set_timer(key, deadline, Lane::Due),

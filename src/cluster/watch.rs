@@ -2,34 +2,50 @@
 //! decision but the key of a desktop to look at.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use futures::StreamExt;
 use kube::Api;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Error, Event, watcher};
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, interval_at};
 use tracing::{info, warn};
 
 use super::cache::Cache;
 use super::objects::{Observed, version};
 use crate::queue::{Lane, Queue};
 
-/// How long one watch lives. One that has gone silent is noticed when it should have ended.
+/// How long one watch lives.
 pub(super) const WATCH_SECONDS: u32 = 30;
+/// A watch that has said nothing for so long is dead, though its socket lives: a quiet one would have ended.
+pub(super) const SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 
 /// Keeps a cache current and wakes the desktops whose objects changed. Ends when it is dropped.
 ///
-/// There is no label selector: a label that somebody removes would look like a deletion. `tell` hears whether
-/// the watch goes well.
-pub(crate) async fn follow<K>(api: Api<K>, cache: &Cache<K::Seen>, queue: &Queue, tell: impl Fn(bool))
+/// All is listed anew every so often: a watch that loses events goes on after them as if it had told them. There is
+/// no label selector: a label that somebody removes would look like a deletion. `tell` hears whether the watch goes
+/// well.
+pub(crate) async fn follow<K>(api: Api<K>, cache: &Cache<K::Seen>, queue: &Queue, relist: Duration, tell: impl Fn(bool))
 where
     K: Observed + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
     let kind = K::plural(&());
-    let mut events = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS)).default_backoff().boxed();
+    let watch = || watcher(api.clone(), watcher::Config::default().timeout(WATCH_SECONDS)).default_backoff().boxed();
+    let mut events = watch();
+    let mut relist = interval_at(Instant::now() + relist, relist);
     let mut list = HashMap::new();
-    let mut trouble = false;
-    while let Some(event) = events.next().await {
+    let (mut trouble, mut listed) = (false, false);
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            // One that is in trouble lists anew by itself, after its back-off.
+            _ = relist.tick(), if !trouble => {
+                events = watch();
+                continue;
+            }
+        };
+        let Some(event) = event else { return };
         // A list that was begun may still fail.
         if !matches!(event, Ok(Event::Init | Event::InitApply(_))) {
             tell(event.is_ok());
@@ -46,8 +62,10 @@ where
                 for key in cache.replace(std::mem::take(&mut list)) {
                     queue.wake(&key, Lane::Makes);
                 }
-                info!(%kind, "listed");
-                trouble = false;
+                if trouble || !listed {
+                    info!(%kind, "listed");
+                }
+                (trouble, listed) = (false, true);
             }
             Ok(Event::Apply(object)) => {
                 trouble = false;
@@ -68,9 +86,16 @@ where
             }
             Err(error) => {
                 // Once per trouble: the back-off repeats it for as long as it lasts.
-                if !std::mem::replace(&mut trouble, true) {
-                    warn!(%kind, error = %crate::telemetry::chain(&error), "cannot watch; will try again");
+                if std::mem::replace(&mut trouble, true) {
+                    continue;
                 }
+                let error = match &error {
+                    Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404 => {
+                        format!("the API server does not serve {kind}.{}: is its CRD installed?", K::group(&()))
+                    }
+                    error => crate::telemetry::chain(error).to_string(),
+                };
+                warn!(%kind, error, "cannot watch; will try again");
             }
         }
     }

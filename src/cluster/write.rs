@@ -123,8 +123,8 @@ impl Error {
     pub fn fault(&self) -> (String, Fault) {
         match self.status() {
             Some((403, words)) if is_quota(words) => (words.to_owned(), Fault::Quota),
-            Some((403 | 409, words)) => (words.to_owned(), Fault::Forbidden),
-            // 404: the kind is not served, so KubeVirt is not there.
+            Some((403, words)) => (words.to_owned(), Fault::Forbidden),
+            // 404: the kind is not served, so KubeVirt is not there. 409: something of that name was there a moment ago.
             Some((_, words)) => (words.to_owned(), Fault::Outage),
             None => (chain(self).to_string(), Fault::Outage),
         }
@@ -132,6 +132,14 @@ impl Error {
 
     fn is(&self, code: u16) -> bool {
         self.status().is_some_and(|(found, _)| found == code)
+    }
+
+    /// Whether it says that there is no object of this name. Where its kind is not served, as before KubeVirt is
+    /// installed, the answer is 404 too, and names none: that is no word about any object.
+    fn is_absent(&self, name: &str) -> bool {
+        let Self::Call { source, .. } = self else { return false };
+        let kube::Error::Api(status) = &**source else { return false };
+        status.code == 404 && status.details.as_ref().is_some_and(|details| details.name == name)
     }
 }
 
@@ -374,15 +382,16 @@ impl Cluster {
     where
         K: Observed + Clone + DeserializeOwned + Debug,
     {
-        match self.call("get", key, api.get_opt(name)).await? {
-            Some(object) => {
+        match self.call("get", key, api.get(name)).await {
+            Ok(object) => {
                 take_in(cache, key, &object);
                 Ok(Seen::Present(object.seen()))
             }
-            None => {
+            Err(error) if error.is_absent(name) => {
                 cache.forget(key);
                 Ok(Seen::Absent)
             }
+            Err(error) => Err(error),
         }
     }
 
@@ -504,4 +513,26 @@ fn cr_body(
         "metadata": { "name": key.as_str(), "labels": labels, "annotations": annotations },
         "spec": spec,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(status: Value) -> Error {
+        let status: Status = serde_json::from_value(status).expect("it is a Status");
+        Error::Call { verb: "get", object: "desk".to_owned(), source: Box::new(kube::Error::Api(status.boxed())) }
+    }
+
+    #[test]
+    fn only_an_answer_that_names_the_object_says_that_it_is_not_there() {
+        let named =
+            json!({ "code": 404, "reason": "NotFound", "details": { "name": "vm", "kind": "virtualmachines" } });
+        assert!(answered(named.clone()).is_absent("vm"));
+        assert!(!answered(named).is_absent("other"));
+        // The kind is not served: as bare text, which kube makes a Status of, and as a Status.
+        assert!(!answered(json!({ "code": 404, "message": "404 page not found" })).is_absent("vm"));
+        assert!(!answered(json!({ "code": 404, "reason": "NotFound", "details": {} })).is_absent("vm"));
+        assert!(!answered(json!({ "code": 410, "details": { "name": "vm" } })).is_absent("vm"));
+    }
 }

@@ -34,8 +34,10 @@ pub(super) async fn work(operator: &Arc<Operator>, concurrency: usize, stopping:
     // What has not been listed yet would be taken for unknown, and nothing would wake it again.
     let listed = async {
         let mut templates = operator.templates.subscribe();
-        let (_, (), (), ()) = tokio::join!(
-            templates.wait_for(Option::is_some),
+        let ((), (), (), ()) = tokio::join!(
+            // What it answers locks the templates: kept while the others are waited for, it would stop whoever
+            // replaces them, and with them the whole daemon.
+            async { drop(templates.wait_for(Option::is_some).await) },
             operator.cluster.cr_cache.completed(),
             operator.cluster.vm_cache.completed(),
             operator.cluster.vmi_cache.completed(),

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -133,6 +135,52 @@ fn a_key_in_flight_hears_of_its_deadline_from_whoever_works_on_it() {
     assert_eq!(core.take(now + 2 * SECOND, true), None, "never twice at once");
     core.done(&key("a"), Lane::Makes, Outcome::Settled(None), now, 0.0);
     assert_eq!(core.take(now + 2 * SECOND, true), None);
+}
+
+fn those_who_were_asked_to_wait_alike_come_back_apart_and_never_before_nor_much_later() {
+    let now = Instant::now();
+    let wait = |wish: u64, jitter: f64| {
+        let mut core = open();
+        core.wake(&key("a"), Lane::Makes);
+        taken(&mut core, now);
+        let failed = Outcome::Failed { at_least: Duration::from_secs(wish), deadline: None };
+        core.done(&key("a"), Lane::Makes, failed, now, jitter);
+        core.next_timer().expect("it comes back") - now
+    };
+    for wish in [1, 30, 60] {
+        let waits: BTreeSet<Duration> = (0..=255).map(|byte| wait(wish, f64::from(byte) / 255.0)).collect();
+        assert_eq!(waits.len(), 256, "each jitter is another instant");
+        assert!(waits.iter().all(|wait| (wish * 10..=wish * 15).contains(&(wait.as_millis() as u64 / 100))));
+    }
+    assert!(wait(1_000_000, 1.0) <= LONGEST_BACKOFF.mul_f64(1.5), "no wish lasts for days");
+}
+
+#[test]
+fn the_back_off_is_spread_over_half_of_it_and_never_longer_than_the_longest() {
+    for failures in 0..40 {
+        let (least, most) = (backoff(failures, 0.0), backoff(failures, 1.0));
+        assert!(least * 2 == most && most <= LONGEST_BACKOFF, "{failures}: {least:?} to {most:?}");
+        assert!(least >= FIRST_BACKOFF / 2 && backoff(failures + 1, 0.0) >= least);
+        assert!(backoff(failures, -1.0) == least && backoff(failures, 2.0) == most, "whatever the jitter is");
+    }
+}
+
+#[test]
+fn desktops_that_fail_together_come_back_apart() {
+    let queue = Queue::default();
+    queue.open();
+    let failed = Outcome::Failed { at_least: Duration::ZERO, deadline: None };
+    let keys: Vec<Key> = (0..200).map(|number| key(&format!("desk-{number}"))).collect();
+    let before = Instant::now();
+    for key in &keys {
+        queue.wake(key, Lane::Makes);
+        assert_eq!(queue.core().take(before, true), Some((key.clone(), Lane::Makes)));
+        queue.done(key, Lane::Makes, failed);
+    }
+    let due: Vec<Instant> = queue.core().timers.iter().map(|(at, _)| *at).collect();
+    let (first, last) = (due.first().expect("all wait"), due.last().expect("all wait"));
+    assert_eq!(due.len(), keys.len());
+    assert!(*last - *first >= FIRST_BACKOFF / 4, "they are spread over {:?}", *last - *first);
 }
 
 #[test]

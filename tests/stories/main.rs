@@ -9,12 +9,14 @@ mod apps;
 mod bad_input;
 mod by_hand;
 mod connections;
+mod crashes;
 mod database;
 mod deadlines;
 mod docs;
 mod doctor;
 mod ends;
 mod grants;
+mod hostile;
 mod in_use;
 mod install;
 mod leadership;
@@ -105,6 +107,8 @@ fn stories() -> Vec<Story> {
         restarts::stories(),
         bad_input::stories(),
         absence::stories(),
+        hostile::stories(),
+        crashes::stories(),
         starts::stories(),
         ends::stories(),
         templates::stories(),

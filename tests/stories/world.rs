@@ -2,17 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use cyberdesk_testbed::api_proxy::ApiProxy;
 use cyberdesk_testbed::players::KubeVirt;
 use cyberdesk_testbed::supervise::{Program, Spec, Supervised};
 use cyberdesk_testbed::{Caller, Database, Testbed, kubevirt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::config::Kubeconfig;
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
@@ -26,8 +29,9 @@ use crate::{account, grants, manifests};
 fn patience() -> Duration {
     Duration::from_secs(if matches!(KubeVirt::wanted(), Ok(KubeVirt::Real)) { 180 } else { 60 })
 }
-/// Time between two looks while waiting.
-const GLANCE: Duration = Duration::from_millis(20);
+/// Shortest and longest time between two looks while waiting. Who has waited for long looks less often: many wait at
+/// once, and their looks are work for the machine that they wait for.
+const GLANCE: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(200);
 
 /// The parts that all stories share.
 pub(crate) struct Parts {
@@ -108,6 +112,13 @@ impl World {
         Ok(daemon)
     }
 
+    /// The operator's kubeconfig led through a proxy: the value of its `KUBECONFIG`.
+    pub(crate) fn through(&self, proxy: &ApiProxy) -> Result<String> {
+        let file = self.kubeconfig.with_extension("proxied");
+        std::fs::write(&file, proxy.kubeconfig(Kubeconfig::read_from(&self.kubeconfig)?)?)?;
+        Ok(file.display().to_string())
+    }
+
     /// Notes what was called in this database, at a story's end.
     pub(crate) async fn note_calls(&self) -> Result<()> {
         let called = grants::called_in(&self.database).await?;
@@ -145,9 +156,20 @@ impl World {
 
     /// Kills the operator as a crash would, and starts it anew.
     pub(crate) async fn crash_operator(&self) -> Result<()> {
+        let operator = self.kill_operator().await?;
+        self.revive_operator(operator).await
+    }
+
+    /// Kills the operator as a crash would.
+    pub(crate) async fn kill_operator(&self) -> Result<Supervised> {
         let operator = self.operator.lock().expect("no story panics with it").take();
         let operator = operator.context("no operator runs")?;
         operator.kill9().await?;
+        Ok(operator)
+    }
+
+    /// Starts anew an operator that was killed.
+    pub(crate) async fn revive_operator(&self, operator: Supervised) -> Result<()> {
         operator.start().await?;
         *self.operator.lock().expect("no story panics with it") = Some(operator);
         Ok(())
@@ -235,6 +257,13 @@ impl World {
             shutdown_requested_at: row.get(4),
             ended_at: row.get(5),
         })
+    }
+
+    /// The events in a desktop's history, in their order.
+    pub(crate) async fn history(&self, id: &str) -> Result<String> {
+        let statement = "select coalesce(string_agg(event, ', ' order by id), '')
+                           from cyberdesk_desktop_history where desktop_id = $1";
+        Ok(self.app.query_one(statement, &[&id.parse::<Uuid>()?]).await?.get(0))
     }
 
     pub(crate) fn crs(&self) -> Api<DynamicObject> {
@@ -369,17 +398,17 @@ pub(crate) async fn until(what: &str, holds: impl AsyncFn() -> Result<bool>) -> 
 }
 
 async fn until_within(patience: Duration, what: &str, holds: impl AsyncFn() -> Result<bool>) -> Result<()> {
-    let deadline = tokio::time::Instant::now() + patience;
+    let began = tokio::time::Instant::now();
     loop {
         let now = holds().await;
         if matches!(now, Ok(true)) {
             return Ok(());
         }
-        if tokio::time::Instant::now() > deadline {
+        if began.elapsed() > patience {
             let why = now.err().map(|error| format!(" ({error:#})")).unwrap_or_default();
             bail!("waited {} s in vain until {what}{why}", patience.as_secs());
         }
-        tokio::time::sleep(GLANCE).await;
+        tokio::time::sleep((began.elapsed() / 10).clamp(*GLANCE.start(), *GLANCE.end())).await;
     }
 }
 

@@ -111,6 +111,12 @@ impl ControlPlane {
         self.identities.kubeconfig_of(user, self.port)
     }
 
+    /// An identity for a server of this name on 127.0.0.1 that whoever trusts the API server trusts too, and the
+    /// certificate of the authority that both have theirs from.
+    pub(crate) fn vouched(&self, name: &str) -> Result<(&str, Identity)> {
+        self.identities.vouched(name)
+    }
+
     /// The administrator's configuration, with kube's own retries off.
     pub async fn config(&self) -> Result<kube::Config> {
         let kubeconfig = Kubeconfig::from_yaml(&self.identities.kubeconfig(&self.identities.administrator, self.port))?;

@@ -17,9 +17,11 @@
 
 pub mod account;
 mod aggregation;
+pub mod api_proxy;
 pub mod assets;
 pub mod cache;
 pub mod control_plane;
+pub mod gate;
 pub mod keyed;
 pub mod kubevirt;
 pub mod mirror;
@@ -33,6 +35,7 @@ pub mod real;
 pub mod running;
 pub mod scratch;
 pub mod simulator;
+pub mod statement_proxy;
 pub mod supervise;
 pub mod wire;
 pub mod world;

@@ -129,6 +129,11 @@ impl Identities {
         Ok(())
     }
 
+    /// The authority's certificate, and an identity for a further server.
+    pub(super) fn vouched(&self, name: &str) -> Result<(&str, Identity)> {
+        Ok((self.authority.certificate(), self.authority.server(name, &[])?))
+    }
+
     /// A kubeconfig for a user whom the authority vouches for.
     pub(super) fn kubeconfig_of(&self, user: &str, port: u16) -> Result<String> {
         Ok(self.kubeconfig(&self.authority.client(user, None)?, port))

@@ -1,0 +1,290 @@
+//! An API server that is away, slow or hostile: no row fails for it, and what was asked is done once when it is back.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use cyberdesk_testbed::api_proxy::{Answer, ApiProxy, Call, Fault};
+
+use crate::world::{World, vm_name};
+use crate::{Story, story};
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![
+        story("hostile: whatever the API server answers, no row fails and each end is done once", refused),
+        story("hostile: connections refused fail no row, and what was asked is done once", connections_refused),
+        story("hostile: one desktop whose calls always fail slows no other down", one_of_many),
+        story("hostile: answers cut in the middle double nothing and lose nothing", cut_answers),
+        story("hostile: calls that nobody answers are given up, and the leader leads on", unanswered),
+        story("hostile: a slow API server only takes longer", slow),
+        story("hostile: watches that go silent are noticed", silent),
+        story("hostile: what a watch loses while it tells bookmarks is found by the next list", bookmarks_only),
+        story("hostile: what vanished while a watch was too old is found by the list that follows", too_old),
+        story("hostile: without KubeVirt's kinds it waits and ends nothing, at the start and later", without_kubevirt),
+    ]
+}
+
+/// Starts the operator with a proxy between it and the API server.
+async fn start(world: &World, settings: &[(&str, &str)]) -> Result<ApiProxy> {
+    let proxy = ApiProxy::start(&world.parts.testbed.control_plane).await?;
+    start_behind(world, &proxy, settings).await?;
+    Ok(proxy)
+}
+
+async fn start_behind(world: &World, proxy: &ApiProxy, settings: &[(&str, &str)]) -> Result<()> {
+    let kubeconfig = world.through(proxy)?;
+    let settings: Vec<_> = settings.iter().copied().chain([("KUBECONFIG", kubeconfig.as_str())]).collect();
+    world.start_operator(&settings).await
+}
+
+/// Whether a call changes something of a desktop.
+fn changes_a_desktop(call: &Call) -> bool {
+    call.writes() && ["cyberdesks", "virtualmachine", "secrets"].iter().any(|kind| call.resource.starts_with(kind))
+}
+
+fn is_of_kubevirt(call: &Call) -> bool {
+    call.resource.starts_with("virtualmachine")
+}
+
+fn watches(call: &Call, resource: &str) -> bool {
+    call.verb == "watch" && call.resource == resource
+}
+
+async fn until_struck(world: &World, proxy: &ApiProxy, rule: usize, times: usize) -> Result<()> {
+    world.until(&format!("it went wrong {times} times"), async || Ok(proxy.struck(rule) >= times)).await
+}
+
+/// Nobody was told that anything ended or failed.
+async fn lives_on(world: &World, id: &str, status: &str) -> Result<()> {
+    let row = world.row(id).await?;
+    ensure!(row.status == status && row.ended_at.is_none() && row.reason.is_none(), "{row:?}");
+    Ok(())
+}
+
+/// The desktop is over as its owner asked, and its VM was made once and deleted once.
+async fn ended_once(world: &World, proxy: &ApiProxy, id: &str) -> Result<()> {
+    let row = world.until_over(id).await?;
+    ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("requested")), "{row:?}");
+    for verb in ["create", "delete"] {
+        let done = proxy.done(verb, "virtualmachines", &vm_name(id));
+        ensure!(done == 1, "one {verb} of the VM of {id}, and not {done}");
+    }
+    Ok(())
+}
+
+async fn refused(world: &World) -> Result<()> {
+    let proxy = start(world, &[]).await?;
+    let mut stopped = world.running_desktop("1 hour").await?;
+    for answer in [
+        Answer::status(429, "TooManyRequests").retry_after(1),
+        Answer::text(429, "Too many requests, please try again later.").retry_after(1),
+        Answer::status(500, "InternalError"),
+        Answer::text(503, "service unavailable"),
+        Answer::status(409, "Conflict"),
+    ] {
+        let rule = proxy.always(Fault::Answer(answer), changes_a_desktop);
+        world.request_shutdown(&stopped).await?;
+        let inserted = world.insert("1 hour").await?;
+        until_struck(world, &proxy, rule, 4).await?;
+        lives_on(world, &inserted, "pending").await?;
+        ensure!(world.row(&stopped).await?.ended_at.is_none(), "its VM is there");
+        proxy.lift_all();
+        ended_once(world, &proxy, &stopped).await?;
+        world.until_status(&inserted, "running").await?;
+        stopped = inserted;
+    }
+    Ok(())
+}
+
+async fn connections_refused(world: &World) -> Result<()> {
+    let proxy = start(world, &[]).await?;
+    let stopped = world.running_desktop("1 hour").await?;
+    let left_alone = world.running_desktop("1 hour").await?;
+    proxy.stop().await;
+    world.request_shutdown(&stopped).await?;
+    let inserted = world.insert("1 hour").await?;
+    world.operator_says("not done; the next look decides anew").await?;
+    proxy.listen()?;
+    ended_once(world, &proxy, &stopped).await?;
+    world.until_status(&inserted, "running").await?;
+    lives_on(world, &left_alone, "running").await
+}
+
+async fn one_of_many(world: &World) -> Result<()> {
+    let proxy = start(world, &[]).await?;
+    for answer in [Answer::status(500, "InternalError"), Answer::text(429, "not now").retry_after(1)] {
+        let unlucky = world.insert("1 hour").await?;
+        let its = vm_name(&unlucky);
+        let rule = proxy.always(Fault::Answer(answer), move |call| is_of_kubevirt(call) && call.name == its);
+        // It may have its VM already; then its end is what goes wrong.
+        world.request_shutdown(&unlucky).await?;
+        let again = world.insert("1 hour").await?;
+        let name = vm_name(&again);
+        let makes = proxy.always(Fault::Answer(Answer::status(500, "InternalError")), move |call| {
+            is_of_kubevirt(call) && call.name == name
+        });
+        until_struck(world, &proxy, makes, 2).await?;
+        let mut before = proxy.struck(makes);
+        for _ in 0..3 {
+            let lucky = world.running_desktop("1 hour").await?;
+            world.request_shutdown(&lucky).await?;
+            world.until_over(&lucky).await?;
+            let struck = proxy.struck(makes);
+            ensure!(struck <= before + 8, "it backs off, and is not tried {struck} times");
+            before = struck;
+        }
+        lives_on(world, &again, "pending").await?;
+        proxy.lift(rule);
+        proxy.lift(makes);
+        world.until_status(&again, "running").await?;
+        world.until_over(&unlucky).await?;
+    }
+    Ok(())
+}
+
+async fn cut_answers(world: &World) -> Result<()> {
+    let proxy = ApiProxy::start(&world.parts.testbed.control_plane).await?;
+    let lists = proxy.next(3, Fault::CutAnswer, |call| call.verb == "list" && call.resource != "/version");
+    start_behind(world, &proxy, &[]).await?;
+    until_struck(world, &proxy, lists, 3).await?;
+    for (verb, resource) in [
+        ("create", "cyberdesks"),
+        ("create", "secrets"),
+        ("create", "virtualmachines"),
+        ("patch", "cyberdesks/status"),
+        ("delete", "virtualmachines"),
+        ("deletecollection", "secrets"),
+        ("delete", "cyberdesks"),
+    ] {
+        let rule = proxy.next(1, Fault::CutAnswer, move |call| call.is(verb, resource));
+        let id = world.running_desktop("1 hour").await?;
+        world.request_shutdown(&id).await?;
+        ended_once(world, &proxy, &id).await?;
+        ensure!(proxy.struck(rule) == 1, "{verb} {resource} was cut");
+        ensure!(proxy.done("create", "cyberdesks", &id) == 1, "there was one CR");
+    }
+    world.until("nothing is left", async || Ok(world.left().await?.is_empty())).await
+}
+
+async fn unanswered(world: &World) -> Result<()> {
+    let proxy = start(world, &[]).await?;
+    let stopped = world.running_desktop("1 hour").await?;
+    let renewals = proxy.next(1, Fault::Unanswered, |call| call.is("update", "leases"));
+    let creates = proxy.next(1, Fault::Unanswered, |call| call.is("create", "virtualmachines"));
+    let deletes = proxy.next(1, Fault::Unanswered, |call| call.is("delete", "virtualmachines"));
+    let inserted = world.insert("1 hour").await?;
+    world.request_shutdown(&stopped).await?;
+    // Its VM is made, and nobody has said so.
+    world.until_status(&inserted, "running").await?;
+    ended_once(world, &proxy, &stopped).await?;
+    world.request_shutdown(&inserted).await?;
+    ended_once(world, &proxy, &inserted).await?;
+    until_struck(world, &proxy, renewals, 1).await?;
+    ensure!((proxy.struck(creates), proxy.struck(deletes)) == (1, 1));
+    let renewed = async || Ok(proxy.log().iter().rev().take_while(|passed| passed.status < 300).any(is_a_renewal));
+    world.until("the Lease is renewed again", renewed).await?;
+    ensure!(!world.operator_said("no longer leading")?, "one call more or less does not cost the lease");
+    Ok(())
+}
+
+fn is_a_renewal(passed: &cyberdesk_testbed::api_proxy::Passed) -> bool {
+    passed.call.is("update", "leases")
+}
+
+async fn slow(world: &World) -> Result<()> {
+    let proxy = start(world, &[]).await?;
+    proxy.always(Fault::Late(Duration::from_millis(300)), |call| call.resource != "leases");
+    let id = world.running_desktop("1 hour").await?;
+    world.request_shutdown(&id).await?;
+    ended_once(world, &proxy, &id).await
+}
+
+async fn silent(world: &World) -> Result<()> {
+    let proxy = start(world, &[]).await?;
+    let crashed = world.running_desktop("1 hour").await?;
+    let stopped = world.running_desktop("1 hour").await?;
+    let watches = ["cyberdesks", "virtualmachines", "virtualmachineinstances"];
+    let rule = proxy.next(3, Fault::Silent, move |call| watches.contains(&call.resource.as_str()));
+    until_struck(world, &proxy, rule, 3).await?;
+    world.guest(&crashed, "crash").await?;
+    world.request_shutdown(&stopped).await?;
+    // A watch that lives for 30 s and is given 10 more is read again then.
+    let over =
+        async || Ok(world.row(&crashed).await?.ended_at.is_some() && world.row(&stopped).await?.ended_at.is_some());
+    world.until_within(Duration::from_secs(120), "the silence is noticed", over).await?;
+    ensure!(world.row(&crashed).await?.reason.as_deref() == Some("guest-crashed"));
+    ended_once(world, &proxy, &stopped).await
+}
+
+async fn bookmarks_only(world: &World) -> Result<()> {
+    let proxy = start(world, &[("CYBERDESK_RESYNC_INTERVAL", "2s")]).await?;
+    let crashed = world.running_desktop("1 hour").await?;
+    proxy.always(Fault::BookmarksOnly, |call| call.verb == "watch");
+    world.guest(&crashed, "crash").await?;
+    let row = world.until_over(&crashed).await?;
+    ensure!(row.reason.as_deref() == Some("guest-crashed"), "{row:?}");
+    let id = world.running_desktop("1 hour").await?;
+    world.request_shutdown(&id).await?;
+    ended_once(world, &proxy, &id).await
+}
+
+async fn too_old(world: &World) -> Result<()> {
+    let proxy = start(world, &[]).await?;
+    let (deleted, crashed) = (world.running_desktop("1 hour").await?, world.running_desktop("1 hour").await?);
+    // Nobody watches while the one goes and the other ends.
+    let away = proxy.always(Fault::Answer(Answer::status(503, "ServiceUnavailable")), |call| {
+        is_of_kubevirt(call) && ["watch", "list"].contains(&call.verb)
+    });
+    proxy.next(2, Fault::CutWatch, is_of_kubevirt);
+    until_struck(world, &proxy, away, 2).await?;
+    world.delete(world.vms(), &vm_name(&deleted)).await?;
+    let gone = async || Ok(world.vmis().get_opt(&vm_name(&deleted)).await?.is_none());
+    world.until("VM and VMI are gone", gone).await?;
+    let vms = proxy.next(1, Fault::Answer(Answer::status(410, "Expired")), |call| watches(call, "virtualmachines"));
+    let vmis =
+        proxy.next(1, Fault::Answer(Answer::status(410, "Expired")), |call| watches(call, "virtualmachineinstances"));
+    proxy.lift(away);
+    let row = world.until_over(&deleted).await?;
+    ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("vm-deleted")), "{row:?}");
+    ensure!((proxy.struck(vms), proxy.struck(vmis)) == (1, 1), "both watches were told that they are too old");
+    // The same, told in the stream of a watch that is on.
+    let expired = proxy.next(3, Fault::Expired, |call| call.resource != "leases" && call.resource != "configmaps");
+    until_struck(world, &proxy, expired, 3).await?;
+    world.guest(&crashed, "crash").await?;
+    let row = world.until_over(&crashed).await?;
+    ensure!(row.reason.as_deref() == Some("guest-crashed"), "{row:?}");
+    Ok(())
+}
+
+async fn without_kubevirt(world: &World) -> Result<()> {
+    let proxy = ApiProxy::start(&world.parts.testbed.control_plane).await?;
+    let not_served = || Fault::Answer(Answer::text(404, "404 page not found"));
+    let checks = proxy.always(not_served(), |call| is_of_kubevirt(call) && call.dry_run);
+    let rule = proxy.always(not_served(), is_of_kubevirt);
+    start_behind(world, &proxy, &[]).await?;
+    let (stopped, left_alone) = (world.insert("1 hour").await?, world.insert("1 hour").await?);
+    let late = world.insert("1 second").await?;
+    world.operator_says("cannot watch").await?;
+    // Both kinds are asked for again, and the templates tried again.
+    until_struck(world, &proxy, rule, 4).await?;
+    until_struck(world, &proxy, checks, 3).await?;
+    lives_on(world, &stopped, "pending").await?;
+    proxy.lift_all();
+    for id in [&stopped, &left_alone] {
+        world.until_status(id, "running").await?;
+    }
+    let row = world.until_over(&late).await?;
+    ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("timeout")), "{row:?}");
+
+    let deletes = proxy.always(not_served(), |call| call.is("delete", "virtualmachines"));
+    proxy.always(not_served(), is_of_kubevirt);
+    proxy.next(2, Fault::CutWatch, is_of_kubevirt);
+    world.request_shutdown(&stopped).await?;
+    until_struck(world, &proxy, deletes, 3).await?;
+    ensure!(world.row(&stopped).await?.ended_at.is_none(), "its VM was not seen to be gone");
+    lives_on(world, &left_alone, "running").await?;
+    let inserted = world.insert("1 hour").await?;
+    proxy.lift_all();
+    ended_once(world, &proxy, &stopped).await?;
+    world.until_status(&inserted, "running").await?;
+    lives_on(world, &left_alone, "running").await
+}
