@@ -137,6 +137,7 @@ fn a_key_in_flight_hears_of_its_deadline_from_whoever_works_on_it() {
     assert_eq!(core.take(now + 2 * SECOND, true), None);
 }
 
+#[test]
 fn those_who_were_asked_to_wait_alike_come_back_apart_and_never_before_nor_much_later() {
     let now = Instant::now();
     let wait = |wish: u64, jitter: f64| {
