@@ -33,6 +33,7 @@ pub mod real;
 pub mod running;
 pub mod scratch;
 pub mod simulator;
+pub mod soak;
 pub mod supervise;
 pub mod wire;
 pub mod world;
