@@ -58,8 +58,11 @@ pub(super) async fn audit(parts: &Parts, client: &Client, app: &App, witness: &W
         }
         if began.elapsed() > PATIENCE {
             let mut all = vec![format!("{unsettled} desktops are not settled after {} s", PATIENCE.as_secs())];
-            let open = database.query(&UNSETTLED.replace("count(*)", "to_jsonb(desktop)::text"), &[]).await?;
-            all.extend(open.iter().take(5).map(|row| row.get::<_, String>(0)));
+            let open = database.query(&UNSETTLED.replace("count(*)", "id, to_jsonb(desktop)::text"), &[]).await?;
+            for row in open.iter().take(5) {
+                all.push(row.get(1));
+                all.extend(remains(client, row.get(0)).await?);
+            }
             all.extend(findings);
             return Ok(all);
         }
@@ -74,6 +77,29 @@ pub(super) async fn audit(parts: &Parts, client: &Client, app: &App, witness: &W
     findings.extend(broken.iter().map(|row| format!("history of {}", row.get::<_, String>(0))));
     findings.extend(judge_rows(&database, app).await?);
     Ok(findings)
+}
+
+/// How far the objects of a desktop have come that does not get on.
+async fn remains(client: &Client, id: Uuid) -> Result<Vec<String>> {
+    let pods = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Pod"));
+    let (all, of_it) = (ListParams::default(), vm_name(id));
+    let mut found = vec![];
+    for kind in [kubevirt::vm_resource(), kubevirt::vmi_resource(), pods] {
+        let objects = Api::<DynamicObject>::namespaced_with(client.clone(), NAMESPACE, &kind).list(&all).await?;
+        for object in objects.items.iter().filter(|object| object.name_any().contains(&of_it)) {
+            let (meta, status) = (&object.metadata, &object.data["status"]);
+            found.push(format!(
+                "  {} {}: deleted {:?}, held by {:?}, {} {}",
+                kind.kind,
+                object.name_any(),
+                meta.deletion_timestamp,
+                meta.finalizers,
+                status["phase"],
+                status["containerStatuses"]
+            ));
+        }
+    }
+    Ok(found)
 }
 
 /// What there is in the cluster, against what is wanted.
