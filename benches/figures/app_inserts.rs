@@ -70,8 +70,7 @@ async fn compare(server: &Postgres, commits: &str, arguments: &Arguments) -> Res
         name: format!("app-inserts, {WRITERS} writers, {commits}"),
         value: ratio * limit,
         unit: "/s",
-        limit,
-        limit_is: "the ORM's table without anything of ours",
+        limit: Some((limit, "the ORM's table without anything of ours")),
         goal: Goal::RatioAtLeast(0.8),
     })
 }

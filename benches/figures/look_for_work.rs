@@ -35,8 +35,7 @@ pub(crate) async fn measure(arguments: &Arguments) -> Result<Vec<Figure>> {
         name: format!("look-for-work, {LIVE} changed, {} old rows", arguments.rows),
         value,
         unit: "ms",
-        limit,
-        limit_is: "the same look without old rows",
+        limit: Some((limit, "the same look without old rows")),
         goal: Goal::ValueAtMost(5.0),
     }])
 }

@@ -3,16 +3,26 @@
 //! `cargo bench` measures all of them; `cargo bench -- FIGURE…` some. On a busy machine only the ratios mean something.
 
 mod app_inserts;
+mod bare;
+mod burst;
+mod failover;
+mod fleet;
 mod look_for_work;
+mod one_desktop;
+mod place;
+mod plot;
 mod report;
+mod report_storm;
+mod sights;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use cyberdesk_testbed::postgres::Options;
 use cyberdesk_testbed::scratch::Scratch;
-use cyberdesk_testbed::{Postgres, Progress, supervise};
+use cyberdesk_testbed::{Postgres, Progress, operator, supervise};
 
 use report::Figure;
 
@@ -32,6 +42,21 @@ pub(crate) struct Arguments {
     /// How long the writers of app-inserts write each time.
     #[arg(long, default_value_t = 3.0)]
     pub(crate) seconds: f64,
+    /// Desktops of one-desktop, one after the other.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) desktops: usize,
+    /// Rows of burst in one transaction; several bursts, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "1000,5000")]
+    pub(crate) burst: Vec<usize>,
+    /// Desktops of fleet; several fleets, separated by commas, to see how costs grow.
+    #[arg(long, value_delimiter = ',', default_value = "10000")]
+    pub(crate) fleet: Vec<usize>,
+    /// Desktops that come and go before fleet looks at the operator's memory.
+    #[arg(long, default_value_t = 3600)]
+    pub(crate) churn: usize,
+    /// Draws how the costs of fleet grow into this SVG file.
+    #[arg(long)]
+    pub(crate) plot: Option<PathBuf>,
     /// One JSON object for each figure instead of the table.
     #[arg(long)]
     json: bool,
@@ -46,10 +71,21 @@ enum Name {
     AppInserts,
     /// How long the operator's look for changed rows takes above years of old ones.
     LookForWork,
+    /// Reports told to the database as fast as it takes them.
+    ReportStorm,
+    /// From commit to VM, from ready guest to row, from shutdown request to delete, one desktop at a time.
+    OneDesktop,
+    /// Many rows in one transaction until all of their VMs are made.
+    Burst,
+    /// From the leader's end to the next desktop served by the other operator.
+    Failover,
+    /// Start, lateness of deadlines, memory and idle cost over many live desktops.
+    Fleet,
 }
 
 fn main() -> ExitCode {
     supervise::become_supervisor_if_asked();
+    operator::become_operator_if_asked();
     let mut arguments = Arguments::parse();
     if arguments.figures.is_empty() {
         arguments.figures = Name::value_variants().to_vec();
@@ -74,6 +110,11 @@ fn measure(arguments: &Arguments) -> Result<Vec<Figure>> {
             match name {
                 Name::AppInserts => app_inserts::measure(arguments).await,
                 Name::LookForWork => look_for_work::measure(arguments).await,
+                Name::ReportStorm => report_storm::measure(arguments).await,
+                Name::OneDesktop => one_desktop::measure(arguments).await,
+                Name::Burst => burst::measure(arguments).await,
+                Name::Failover => failover::measure(arguments).await,
+                Name::Fleet => fleet::measure(arguments).await,
             }
         })?);
     }

@@ -92,7 +92,7 @@ impl WriteBack {
     }
 
     /// Writes until the database says that the term is over. What waits is told in the next.
-    pub(crate) async fn run(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) {
+    pub async fn run(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) {
         let mut backoff = BACKOFF.0;
         loop {
             if self.lag() == 0 {
@@ -230,7 +230,7 @@ fn is_refusal(error: &anyhow::Error) -> bool {
 /// # Errors
 ///
 /// If the database does not answer.
-pub(crate) async fn acquire(pool: &Pool, term: Term, holder: &str) -> anyhow::Result<Option<i64>> {
+pub async fn acquire(pool: &Pool, term: Term, holder: &str) -> anyhow::Result<Option<i64>> {
     let params: [Param<'_>; 3] = [(&term.epoch, Type::INT8), (&term.token, Type::UUID), (&holder, Type::TEXT)];
     let taken = query(pool, "select cyberdesk.acquire($1, $2, $3)", &params).await.context("take the fence")?;
     if taken.first().context("the fence gave no answer")?.try_get(0)? {

@@ -35,6 +35,7 @@ pub mod real;
 pub mod running;
 pub mod scratch;
 pub mod simulator;
+pub mod soak;
 pub mod statement_proxy;
 pub mod supervise;
 pub mod wire;

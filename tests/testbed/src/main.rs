@@ -12,6 +12,7 @@ use cyberdesk_testbed::{Progress, World, assets, supervise, world};
 
 mod demo;
 mod interrupt;
+mod soak_command;
 mod sql;
 
 use interrupt::Interrupt;
@@ -33,6 +34,9 @@ enum Command {
     Up(Up),
     /// Show six desktops' whole lives, from the insert to the end of each (also: cargo demo).
     Demo(demo::Demo),
+    /// Let everything around two operators fail at random, and hold rows, objects and history against one another in
+    /// the end (also: cargo soak).
+    Soak(soak_command::Command),
     /// Run SQL against the running testbed, or DATABASE_URL: for machines without psql.
     Sql(sql::Sql),
     /// Run kubectl against the running testbed, or KUBECONFIG; a machine without kubectl gets one.
@@ -72,6 +76,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command.unwrap_or(Command::Up(cli.up)) {
         Command::Up(options) => up(&options).await,
         Command::Demo(demo) => demo.run().await,
+        Command::Soak(soak) => soak.run().await,
         Command::Sql(sql) => sql.run().await.map(|()| ExitCode::SUCCESS),
         Command::Kubectl { args } => kubectl(&args).await,
     }

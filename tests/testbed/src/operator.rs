@@ -37,24 +37,7 @@ impl Operator {
     /// then on it reads and writes.
     pub async fn start(database: &Database, kubeconfig: &Path, scratch: &Scratch, part: &Part) -> Result<Self> {
         part.step("starting cyberdesk-operator run");
-        let directory = scratch.directory("operator", None)?;
-        let program = Program::new(supervise::executable()?, [ARGUMENT, "run"]);
-        let mut spec = Spec::new("operator", program, &directory, directory.join("log"));
-        spec.stop_signal = Signal::TERM.as_raw();
-        let (url, kubeconfig) = (database.url(ROLE), kubeconfig.display().to_string());
-        // What the caller has in its environment for another cluster is none of this one's business.
-        let settings = [
-            ("DATABASE_URL", url.as_str()),
-            ("KUBECONFIG", kubeconfig.as_str()),
-            ("CYBERDESK_NAMESPACE", NAMESPACE),
-            ("CYBERDESK_VM_NAMESPACE", NAMESPACE),
-            ("CYBERDESK_TEMPLATES", ""),
-            ("CYBERDESK_LISTEN", "127.0.0.1:0"),
-            ("CYBERDESK_LOG_FORMAT", "text"),
-        ];
-        spec.env = settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        scratch.removed_with(&mut spec);
-        let process = Supervised::spawn(&spec)?;
+        let process = launch("operator", &[], database, kubeconfig, scratch)?;
         let pid = process.running().await?;
         let operator = Self { process };
         part.step("waiting for it to begin its term");
@@ -109,6 +92,36 @@ impl Operator {
         let lines: Vec<&str> = log.lines().collect();
         Ok(lines[lines.len().saturating_sub(count)..].join("\n"))
     }
+}
+
+/// Starts the process alone, under a name of its own where there are several, with settings beside those that lead it
+/// to its database and cluster.
+pub fn launch(
+    name: &str,
+    settings: &[(&str, &str)],
+    database: &Database,
+    kubeconfig: &Path,
+    scratch: &Scratch,
+) -> Result<Supervised> {
+    let directory = scratch.directory(name, None)?;
+    let program = Program::new(supervise::executable()?, [ARGUMENT, "run"]);
+    let mut spec = Spec::new(name, program, &directory, directory.join("log"));
+    spec.stop_signal = Signal::TERM.as_raw();
+    let (url, kubeconfig) = (database.url(ROLE), kubeconfig.display().to_string());
+    // What the caller has in its environment for another cluster is none of this one's business.
+    let ours = [
+        ("DATABASE_URL", url.as_str()),
+        ("KUBECONFIG", kubeconfig.as_str()),
+        ("CYBERDESK_NAMESPACE", NAMESPACE),
+        ("CYBERDESK_VM_NAMESPACE", NAMESPACE),
+        ("CYBERDESK_TEMPLATES", ""),
+        ("CYBERDESK_LISTEN", "127.0.0.1:0"),
+        ("CYBERDESK_LOG_FORMAT", "text"),
+    ];
+    let all = ours.iter().chain(settings);
+    spec.env = all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    scratch.removed_with(&mut spec);
+    Supervised::spawn(&spec)
 }
 
 /// Returns at once in an ordinary process; in one that was started to be the operator it never returns.

@@ -121,6 +121,11 @@ impl Postgres {
         Database::create(self.address.port, name, template, ADMINISTRATOR).await
     }
 
+    /// A further handle on a database that somebody else keeps.
+    pub fn existing(&self, name: &str) -> Database {
+        Database::existing(self.address.port, name)
+    }
+
     /// The server's process: to kill, stop, freeze or start again.
     pub fn server(&self) -> &Supervised {
         &self.server

@@ -89,7 +89,7 @@ impl World {
 }
 
 /// What `deploy/crd` makes for a user: the namespace of CRs and VMs. The CRD is there already.
-async fn make_namespace(control_plane: &ControlPlane) -> Result<()> {
+pub async fn make_namespace(control_plane: &ControlPlane) -> Result<()> {
     let namespaces: Api<Namespace> = Api::all(control_plane.client().await?);
     let manifest = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } });
     let apply = PatchParams::apply("testbed");

@@ -44,6 +44,10 @@ impl Database {
         Ok(Self { port, name: name.to_owned(), keep: false })
     }
 
+    pub(super) fn existing(port: u16, name: &str) -> Self {
+        Self { port, name: name.to_owned(), keep: true }
+    }
+
     /// The same database, which now lives as long as its server.
     pub fn kept(mut self) -> Self {
         self.keep = true;
