@@ -170,7 +170,9 @@ pub fn confirmation(cause: Cause, database: &DatabaseSide, cluster: &ClusterSide
     hasher.update(format!("{} {} {known:?} {bound_to:?}", database.itself, cluster.id));
     match cause {
         Cause::DatabaseWentBack => hasher.update(format!("{} {accepted:?}", database.epoch)),
-        Cause::ClusterWentBack => hasher.update(format!("{} {}", database.epoch, cluster.bond.as_ref().map_or(0, |b| b.1))),
+        Cause::ClusterWentBack => {
+            hasher.update(format!("{} {}", database.epoch, cluster.bond.as_ref().map_or(0, |b| b.1)))
+        }
         Cause::RowsLost => {
             hasher.update(format!("{} {} {:?}", missing.unknown, missing.vanished, cluster.confirmed_at));
         }
@@ -237,13 +239,7 @@ impl Cause {
     }
 
     /// The whole message: why, what it means, and how a person goes on. `namespace` is that of the Lease.
-    pub fn message(
-        self,
-        database: &DatabaseSide,
-        cluster: &ClusterSide,
-        missing: Missing,
-        namespace: &str,
-    ) -> String {
+    pub fn message(self, database: &DatabaseSide, cluster: &ClusterSide, missing: Missing, namespace: &str) -> String {
         let value = confirmation(self, database, cluster, missing);
         format!(
             "{}. No desktop of a row is made or ended meanwhile. If the two are right as they are, confirm it: kubectl annotate lease \
@@ -297,21 +293,63 @@ mod tests {
         let bind = Bind { confirmed: false };
         let cases = [
             ("as always", database(), cluster(), none, Bound),
-            ("the standby that took over has lost nothing", DatabaseSide { epoch: 6, ..database() }, cluster(), none, Bound),
+            (
+                "the standby that took over has lost nothing",
+                DatabaseSide { epoch: 6, ..database() },
+                cluster(),
+                none,
+                Bound,
+            ),
             ("both are new", fresh.clone(), free.clone(), none, bind),
             ("the first meeting was cut short", DatabaseSide { bond: None, ..database() }, cluster(), none, bind),
-            ("somebody deleted the Lease", DatabaseSide { epoch: 40, ..database() }, ClusterSide { term: 1, ..free.clone() }, none, bind),
-            ("both are new, but for another's desktops", fresh.clone(), free.clone(), Missing { strangers: 1, ..none }, Braked(Cause::OtherDatabase)),
+            (
+                "somebody deleted the Lease",
+                DatabaseSide { epoch: 40, ..database() },
+                ClusterSide { term: 1, ..free.clone() },
+                none,
+                bind,
+            ),
+            (
+                "both are new, but for another's desktops",
+                fresh.clone(),
+                free.clone(),
+                Missing { strangers: 1, ..none },
+                Braked(Cause::OtherDatabase),
+            ),
             ("strangers are told of, and no more", database(), cluster(), Missing { strangers: 50, ..none }, Bound),
             ("a copy on the same server", copied.clone(), cluster(), none, Braked(Cause::Copy)),
             ("a copy, and the Lease is gone", copied, free.clone(), none, Braked(Cause::Copy)),
             ("a restored dump", dumped, cluster(), none, Braked(Cause::Copy)),
-            ("a copy from before the first meeting", DatabaseSide { itself: Database { oid: 9, ..it() }, ..fresh.clone() }, cluster(), none, Braked(Cause::Copy)),
-            ("an empty database", DatabaseSide { bond: None, epoch: 0, ..other.clone() }, cluster(), none, Braked(Cause::OtherDatabase)),
+            (
+                "a copy from before the first meeting",
+                DatabaseSide { itself: Database { oid: 9, ..it() }, ..fresh.clone() },
+                cluster(),
+                none,
+                Braked(Cause::Copy),
+            ),
+            (
+                "an empty database",
+                DatabaseSide { bond: None, epoch: 0, ..other.clone() },
+                cluster(),
+                none,
+                Braked(Cause::OtherDatabase),
+            ),
             ("another database", other, cluster(), none, Braked(Cause::OtherDatabase)),
             ("another cluster", database(), moved, none, Braked(Cause::OtherCluster)),
-            ("restored in place to a point in time", DatabaseSide { epoch: 4, ..database() }, cluster(), none, Braked(Cause::DatabaseWentBack)),
-            ("a cluster restored from a backup", DatabaseSide { epoch: 9, ..database() }, cluster(), none, Braked(Cause::ClusterWentBack)),
+            (
+                "restored in place to a point in time",
+                DatabaseSide { epoch: 4, ..database() },
+                cluster(),
+                none,
+                Braked(Cause::DatabaseWentBack),
+            ),
+            (
+                "a cluster restored from a backup",
+                DatabaseSide { epoch: 9, ..database() },
+                cluster(),
+                none,
+                Braked(Cause::ClusterWentBack),
+            ),
             ("a few orphans", database(), cluster(), missing(10, 10), Bound),
             ("a tenth of many", database(), cluster(), missing(100, 1000), Bound),
             ("more than a tenth", database(), cluster(), missing(101, 1000), Braked(Cause::RowsLost)),

@@ -33,7 +33,7 @@ use crate::clock::Clock;
 use crate::telemetry::chain;
 
 /// The Lease's name, in the namespace of the CRs.
-const NAME: &str = "cyberdesk-operator";
+pub(crate) const NAME: &str = "cyberdesk-operator";
 /// How long a lease lasts after it was last renewed: a killed leader's successor begins within this.
 const LASTS: Duration = Duration::from_secs(12);
 /// The leader gives up this long before the others may begin: clocks do not run at one speed, and what was sent
@@ -88,6 +88,42 @@ impl Leadership {
     pub fn rest(&self) -> Option<Duration> {
         let until = self.held.borrow().as_ref()?.until;
         until.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
+    }
+
+    /// The Lease as it was last read, if it is ours.
+    pub(crate) fn lease(&self) -> Option<Lease> {
+        self.held.borrow().as_ref().map(|held| held.lease.clone())
+    }
+
+    /// Sets or takes out annotations of the Lease, if it is still of this term. Tells whether it is.
+    ///
+    /// # Errors
+    ///
+    /// If it may not have been done.
+    pub(crate) async fn annotate(&self, term: Term, changes: &[(&str, Option<String>)]) -> kube::Result<bool> {
+        loop {
+            let Some(mut lease) = self.api.get_opt(NAME).await?.filter(|lease| self.is_of(lease, term)) else {
+                return Ok(false);
+            };
+            let annotations = lease.metadata.annotations.get_or_insert_default();
+            let before = annotations.clone();
+            for (name, value) in changes {
+                match value {
+                    Some(value) => drop(annotations.insert((*name).to_owned(), value.clone())),
+                    None => drop(annotations.remove(*name)),
+                }
+            }
+            if *annotations == before {
+                return Ok(true);
+            }
+            lease.metadata.managed_fields = None;
+            match self.api.replace(NAME, &PostParams::default(), &lease).await {
+                // The next renewal finds a later version than it knows, and takes it in.
+                Ok(_) => return Ok(true),
+                Err(error) if is_conflict(&error) => (),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Waits until this process leads.

@@ -77,14 +77,6 @@ fn try_decode(row: &tokio_postgres::Row) -> anyhow::Result<Row> {
     })
 }
 
-/// The identity that the database keeps of itself.
-pub(crate) async fn identity(pool: &Pool) -> anyhow::Result<Uuid> {
-    let rows = query(pool, "select database_id from cyberdesk.identity()", &[])
-        .await
-        .context("read the database's identity")?;
-    Ok(rows.first().context("the database has no identity")?.try_get(0)?)
-}
-
 /// Whether an administrator wants new desktops to wait.
 pub(crate) async fn paused(pool: &Pool) -> anyhow::Result<bool> {
     let rows = query(pool, "select cyberdesk.paused()", &[]).await.context("read whether new desktops shall wait")?;

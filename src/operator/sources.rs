@@ -1,7 +1,6 @@
 //! What wakes desktops: changed rows, cut watches, the clocks and the pause.
 
 use std::convert::Infallible;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -40,6 +39,10 @@ impl Operator {
         let mut trouble = false;
         let mut again: &[Duration] = &[];
         loop {
+            // Nothing is read of rows that may not be the right ones.
+            if self.pair_is_right().await {
+                next_resync = Instant::now();
+            }
             let resync = Instant::now() >= next_resync;
             let began = Instant::now();
             let result = if resync { self.resync().await.map(|()| true) } else { self.read_changes().await };
@@ -109,13 +112,6 @@ impl Operator {
     async fn resync(&self) -> anyhow::Result<()> {
         // Before the rows, so that none is made that should wait.
         self.read_pause().await?;
-        if self.database_id().is_none() {
-            let id = rows::identity(&self.pool).await?;
-            *self.database_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
-        }
-        if self.leadership.rest().is_none() {
-            self.store.forget_over();
-        }
         let gone = self.store.take_in_all(rows::live(&self.pool).await?, &self.queue);
         if !gone.is_empty() {
             self.store.take_in(rows::by_id(&self.pool, &gone).await?, &self.queue);

@@ -155,8 +155,23 @@ impl Operator {
         let fleet = self.fleet().standing(key, now.cluster);
         let paused = self.paused.load(Ordering::Relaxed);
         let failure = failure.as_ref();
-        let view = View { key, row, cr, vm, vmi, live: is_live, failure, fleet: &fleet, paused, templates: &templates };
+        let view = View {
+            key,
+            row,
+            cr,
+            vm,
+            vmi,
+            live: is_live,
+            failure,
+            fleet: &fleet,
+            paused,
+            braked: self.is_braked(),
+            database: *self.database_id(),
+            orphan_rest: self.orphans().rest(key, self.orphan_grace),
+            templates: &templates,
+        };
         let mut plan = plan(&view, now);
+        self.note_orphan(&view, plan.orphan);
         let others = self.fleet().note(key, plan.progress.take(), plan.ready, now.cluster);
         others.iter().for_each(|other| self.queue.wake(other, Lane::Makes));
         debug!(desktop = %key, cr = ?view.cr, vm = ?view.vm, vmi = ?view.vmi, actions = ?plan.actions, "looked");

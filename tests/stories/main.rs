@@ -7,6 +7,7 @@ mod absence;
 mod account;
 mod apps;
 mod bad_input;
+mod brake;
 mod by_hand;
 mod connections;
 mod database;
@@ -15,6 +16,7 @@ mod ends;
 mod in_use;
 mod leadership;
 mod lives;
+mod orphans;
 mod restarts;
 mod scale;
 mod starts;
@@ -101,6 +103,8 @@ fn stories() -> Vec<Story> {
         ends::stories(),
         templates::stories(),
         leadership::stories(),
+        brake::stories(),
+        orphans::stories(),
         scale::stories(),
     ]
     .into_iter()
