@@ -18,6 +18,27 @@ comment on column cyberdesk.bond.database_oid is 'The database''s at that time: 
 comment on column cyberdesk.bond.bound_at is 'Since when.';
 comment on column cyberdesk.bond.confirmation is 'A person''s word that another pair is right, by confirm_pair; emptied once the operator has taken it up.';
 
+-- A row that went round its trigger left no last status. What has a VM was running, as far as anyone can tell.
+create or replace view cyberdesk.desktop_state as
+select d.id,
+       d.user_id,
+       d.desired,
+       case when d.desired = 'absent' then coalesce(d.reason, 'requested') end as reason,
+       d.message,
+       d.expires_at,
+       d.generation,
+       d.observed_generation,
+       case when jsonb_typeof(c.params) = 'object' then c.params - 'idle_timeout' else c.params end as params,
+       coalesce(d.status, c.status, case when d.vm_uid is null then 'pending' else 'running' end::public.instance_status)::text as status,
+       d.vm_uid,
+       d.ended_at,
+       d.created_at,
+       d.changed_at,
+       c.id is not null as row_exists,
+       coalesce(least(greatest(c.timeout_at, '1970-01-01'), '9000-01-01') at time zone 'utc', d.expires_at) as timeout_at
+  from cyberdesk.desktop d
+  left join public.cyberdesk_instances c on c.id = d.id;
+
 -- ===== looking =====
 
 create function cyberdesk.pair()

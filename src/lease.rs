@@ -90,9 +90,14 @@ impl Leadership {
         until.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
     }
 
-    /// The Lease as it was last read, if it is ours.
-    pub(crate) fn lease(&self) -> Option<Lease> {
-        self.held.borrow().as_ref().map(|held| held.lease.clone())
+    /// The Lease as it is now, if it is still of this term. What was read of it at its last renewal may lack what
+    /// was annotated since.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub(crate) async fn read(&self, term: Term) -> kube::Result<Option<Lease>> {
+        Ok(self.api.get_opt(NAME).await?.filter(|lease| self.is_of(lease, term)))
     }
 
     /// Sets or takes out annotations of the Lease, if it is still of this term. Tells whether it is.
@@ -102,9 +107,7 @@ impl Leadership {
     /// If it may not have been done.
     pub(crate) async fn annotate(&self, term: Term, changes: &[(&str, Option<String>)]) -> kube::Result<bool> {
         loop {
-            let Some(mut lease) = self.api.get_opt(NAME).await?.filter(|lease| self.is_of(lease, term)) else {
-                return Ok(false);
-            };
+            let Some(mut lease) = self.read(term).await? else { return Ok(false) };
             let annotations = lease.metadata.annotations.get_or_insert_default();
             let before = annotations.clone();
             for (name, value) in changes {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use deadpool_postgres::{Connect, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime};
+use deadpool_postgres::{Connect, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime};
 use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
@@ -219,6 +219,7 @@ struct NoAnswer;
 fn no_connection(error: PoolError) -> anyhow::Error {
     match error {
         PoolError::Backend(error) => advice::with_advice(error),
+        PoolError::PostCreateHook(HookError::Message(words)) => anyhow::Error::msg(words),
         other => other.into(),
     }
     .context("take a connection")

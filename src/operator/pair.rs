@@ -50,6 +50,7 @@ struct Sides {
     database: DatabaseSide,
     cluster: ClusterSide,
     missing: Missing,
+    lease: ObjectReference,
 }
 
 /// What was agreed on, and is still to be written down on both sides.
@@ -92,13 +93,13 @@ impl Operator {
             match looked.await {
                 Ok((sides, client)) => {
                     backoff = BACKOFF.0;
-                    let Sides { database, cluster, missing } = &sides;
+                    let Sides { database, cluster, missing, lease } = &sides;
                     match judge(database, cluster, *missing) {
                         Verdict::Braked(cause) => {
                             let message = cause.message(database, cluster, *missing, &config.namespace);
                             let news = told.as_ref().is_none_or(|(known, _)| *known != message);
                             if news {
-                                self.pull_brake(cause, &message);
+                                self.pull_brake(cause, &message, lease);
                             }
                             if news || told.as_ref().is_some_and(|(_, at)| at.elapsed() > TELL) {
                                 if let Err(error) = bond::brake(&client, &cluster.id, &message).await {
@@ -120,17 +121,14 @@ impl Operator {
         }
     }
 
-    fn pull_brake(&self, cause: Cause, message: &str) {
+    fn pull_brake(&self, cause: Cause, message: &str, lease: &ObjectReference) {
         error!(cause = cause.as_str(), "braked: {message}");
         self.pair.send_replace(Pair::Braked);
         self.metrics.braked.set(1);
         // What was read of rows may be this database's.
         self.store.reset();
-        if let Some(lease) = self.leadership.lease() {
-            let note = message.to_owned();
-            let news = News { kind: EventType::Warning, reason: "Braked".to_owned(), note };
-            self.events.tell_aside(reference(&lease), "Lead", news);
-        }
+        let news = News { kind: EventType::Warning, reason: "Braked".to_owned(), note: message.to_owned() };
+        self.events.tell_aside(lease.clone(), "Lead", news);
     }
 
     fn accept(&self, sides: Sides, verdict: Verdict) -> Agreed {
@@ -188,7 +186,7 @@ impl Operator {
                 self.sides(&client, term).await
             };
             match looked.await {
-                Ok(Sides { database, cluster, missing }) => {
+                Ok(Sides { database, cluster, missing, .. }) => {
                     if judge(&database, &cluster, missing) != Verdict::Bound {
                         return;
                     }
@@ -200,7 +198,9 @@ impl Operator {
 
     async fn sides(&self, client: &tokio_postgres::Client, term: Term) -> anyhow::Result<Sides> {
         let id = self.cluster.namespace_id().await.context("read the UID of our namespace")?;
-        let lease = self.leadership.lease().context("the Lease is another's by now")?;
+        let lease = timeout(CALL_DEADLINE, self.leadership.read(term)).await;
+        let lease = lease.context("read the Lease")?.context("read the Lease")?;
+        let lease = lease.context("the Lease is another's by now")?;
         let cluster = cluster_side(id, term, &lease);
         let marks = self.marks(cluster.confirmed_at);
         let ids: Vec<Uuid> = marks.iter().map(|(id, _)| *id).collect();
@@ -214,7 +214,7 @@ impl Operator {
             live: usize::try_from(lost.live)?,
             vanished: usize::try_from(lost.vanished)?,
         };
-        Ok(Sides { database, cluster, missing })
+        Ok(Sides { database, cluster, missing, lease: reference(&lease) })
     }
 
     /// The desktops in the cluster that are marked as of a row, each with the database that it is marked as of.

@@ -34,12 +34,11 @@ pub(crate) fn stories() -> Vec<Story> {
 
 /// Does something that bears no session of a database, then lets them in again.
 async fn without_sessions(databases: &[&str], world: &World, statements: &str) -> Result<()> {
-    let admin = world.parts.testbed.postgres.database().await?.connect_as(SUPERUSER).await?;
+    let aside = world.parts.testbed.postgres.database().await?;
+    let admin = aside.connect_as(SUPERUSER).await?;
     for name in databases {
-        let cut = format!(
-            "alter database {name} allow_connections false;
-             select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{name}'"
-        );
+        admin.batch_execute(&format!("alter database {name} allow_connections false")).await?;
+        let cut = format!("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{name}'");
         admin.batch_execute(&cut).await?;
     }
     // Each by itself: some bear no transaction.
@@ -271,9 +270,10 @@ async fn gone_back(world: &World) -> Result<()> {
     world.start_operator(&[]).await?;
     let id = world.running_desktop("1 hour").await?;
     // As after a restore in place: same server, same oid, and an epoch from before.
-    let back = "update cyberdesk.fence set epoch = epoch - 1, token = gen_random_uuid();
-                select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and usename = 'cyberdesk_daemon'";
-    as_superuser(world, back).await?;
+    as_superuser(world, "update cyberdesk.fence set epoch = epoch - 1, token = gen_random_uuid()").await?;
+    let here = world.database.name();
+    without_sessions(&[here], world, &format!("alter database {here} allow_connections true")).await?;
+    world.reconnect().await?;
     let value = until_braked(world, "database-went-back").await?;
     world.request_shutdown(&id).await?;
     a_life_by_hand(world, "by-hand").await?;
