@@ -114,7 +114,9 @@ impl Operator {
         self.read_pause().await?;
         let gone = self.store.take_in_all(rows::live(&self.pool).await?, &self.queue);
         if !gone.is_empty() {
-            self.store.take_in(rows::by_id(&self.pool, &gone).await?, &self.queue);
+            let found = rows::by_id(&self.pool, &gone).await?;
+            self.store.take_in(found.rows, &self.queue);
+            found.missing.into_iter().for_each(|id| self.store.forget(id));
         }
         self.wake_cluster();
         Ok(())

@@ -161,8 +161,12 @@ impl Daemon {
         }
         let mut gone = self.store.take_in_all(database.live(), &self.queue);
         gone.sort();
-        let rows = gone.iter().filter_map(|id| database.row(*id)).collect();
-        self.store.take_in(rows, &self.queue);
+        for id in gone {
+            match database.row(id) {
+                Some(row) => self.store.take_in(vec![row], &self.queue),
+                None => self.store.forget(id),
+            }
+        }
         self.wake_cluster();
     }
 
