@@ -13,14 +13,17 @@ pub(crate) enum Bug {
     UnguardedStatus,
     /// A VM that somebody deleted is made again: nobody remembers that there was one.
     MadeAgain,
+    /// Whatever database is there is taken for the right one.
+    NoBrake,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::TimeoutNotTold,
         Self::FailureNotTold,
         Self::NotInStatusNotDeleted,
         Self::UnguardedStatus,
         Self::MadeAgain,
+        Self::NoBrake,
     ];
 }
