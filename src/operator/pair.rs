@@ -163,9 +163,11 @@ impl Operator {
     pub(super) async fn bind(&self, term: Term, agreed: &Agreed) -> anyhow::Result<()> {
         bond::bind(&self.pool, term, &agreed.cluster, agreed.confirmed).await?;
         let now = self.clock.now().map(|now| now.cluster);
-        let mut changes = vec![(BOUND, Some(agreed.database.to_string())), (ACCEPTED, Some(term.epoch.to_string()))];
+        // One that was given, and not needed any more when the right database came back, must not hold for later.
+        let mut changes =
+            vec![(BOUND, Some(agreed.database.to_string())), (ACCEPTED, Some(term.epoch.to_string())), (CONFIRM, None)];
         if agreed.confirmed {
-            changes.extend([(CONFIRM, None), (CONFIRMED_AT, now.map(|now| now.to_string()))]);
+            changes.push((CONFIRMED_AT, now.map(|now| now.to_string())));
         }
         let written = timeout(CALL_DEADLINE, self.leadership.annotate(term, &changes)).await;
         ensure!(written.context("write to the Lease")?.context("write to the Lease")?, "the Lease is another's by now");

@@ -155,14 +155,14 @@ fn a_seed_tells_the_same_story_each_time() {
 #[test]
 fn everything_that_may_happen_does() {
     let mut deeds = Deeds::default();
-    for seed in 0..300 {
+    for seed in 0..800 {
         for (deed, count) in Schedule::of(seed).play(None).deeds {
             *deeds.entry(deed).or_default() += count;
         }
     }
     println!("{deeds:#?}");
     let rare: Vec<_> = deeds.iter().filter(|(_, count)| **count < 10).collect();
-    assert!(deeds.len() == 32 && rare.is_empty(), "hardly ever: {rare:?}");
+    assert!(deeds.len() == 45 && rare.is_empty(), "{} kinds, and hardly ever: {rare:?}", deeds.len());
 }
 
 #[test]

@@ -53,7 +53,6 @@ enum Happening {
     LandLate,
     Cut,
     Judge,
-    Sweep,
     Swap,
     Confirm,
     Time,
@@ -77,14 +76,13 @@ impl Happening {
             59..=74 => Self::Take,
             75..=101 => Self::Act,
             102..=104 => Self::Judge,
-            105 => Self::Sweep,
+            105 => Self::Confirm,
             106 => Self::Swap,
             107..=115 => Self::WriteBack,
             116 => Self::StartOrDie,
             117 => Self::FreezeOrWake,
             118..=123 => Self::Lead,
-            124 => Self::LandLate,
-            125 => Self::Confirm,
+            124..=125 => Self::LandLate,
             126 => Self::Cut,
             _ => Self::Time,
         }
@@ -272,7 +270,6 @@ impl World {
             Happening::LandLate => self.lands_late(which),
             Happening::Cut => self.cuts(how),
             Happening::Judge => self.judges(daemon)?,
-            Happening::Sweep => self.sweeps(daemon),
             Happening::Swap => self.swaps(how),
             Happening::Confirm => self.confirms(how),
             Happening::Time => {
@@ -693,6 +690,11 @@ impl World {
         }
         let verdict = if self.bug == Some(Bug::NoBrake) { Verdict::Bound } else { verdict };
         daemon.judged(verdict, &self.database, |cause| brake::confirmation(cause, &database, &cluster, missing));
+        if verdict == (Verdict::Bind { confirmed: true }) {
+            // What a person says is right is right.
+            self.aside = None;
+            self.seen = Witness::default();
+        }
         self.count(format!("{verdict:?}"));
         Ok(Some(format!("{} judges: {verdict:?}", person(at))))
     }
@@ -716,12 +718,9 @@ impl World {
         self.lease.bond = Some((self.database.itself.clone(), term.epoch));
         daemon.expected = self.lease.bond.clone();
         daemon.pair = Pair::Right;
+        self.lease.confirmation = None;
         if confirmed {
-            self.lease.confirmation = None;
             self.lease.confirmed_at = Some(Timestamp::from_second(1_800_000_000).expect("a time"));
-            // What a person says is right is right.
-            self.aside = None;
-            self.seen = Witness::default();
         }
         Some(format!("{} binds database and cluster", person(at)))
     }
@@ -733,7 +732,8 @@ impl World {
             return Some("the right database is back".to_owned());
         }
         let earlier = self.earlier.replace(self.database.clone());
-        if !how.is_multiple_of(2) {
+        // For the most part, the right one is there.
+        if !how.is_multiple_of(4) {
             return None;
         }
         let accepted = self.lease.bond.as_ref().map_or(0, |(_, epoch)| *epoch);
@@ -742,10 +742,12 @@ impl World {
         let oid = i64::try_from(self.databases).expect("a few");
         let renamed =
             |database: Database| Database { itself: brake::Database { oid, ..database.itself.clone() }, ..database };
-        let (other, what) = match how / 2 % 4 {
-            0 => (renamed(self.database.clone()), "a clone"),
-            1 => (renamed(earlier.filter(mine)?), "a copy from before"),
-            2 => (earlier.filter(mine).filter(|earlier| earlier.epoch() < accepted)?, "the same, restored to before"),
+        let (other, what) = match how / 4 % 8 {
+            0 | 1 => (renamed(self.database.clone()), "a clone"),
+            2 => (renamed(earlier.filter(mine)?), "a copy from before"),
+            3..=5 => {
+                (earlier.filter(mine).filter(|earlier| earlier.epoch() < accepted)?, "the same, restored to before")
+            }
             _ => {
                 let id = Uuid::from_u128(0xdb00 + u128::from(self.databases));
                 let itself = brake::Database { id, system: "server".to_owned(), oid };
@@ -772,15 +774,14 @@ impl World {
     }
 
     /// Removes the Secrets of desktops that are over.
-    fn sweeps(&mut self, at: usize) -> Option<String> {
+    fn sweeps(&mut self, at: usize) {
         let database = &self.database;
         let away = self.database_away || self.api_away;
-        self.processes[at].runs().filter(|daemon| !away && daemon.leads() && daemon.trusts(database))?;
-        let over: BTreeSet<String> =
-            self.database.all().filter(|row| row.ended).map(|row| Owner::Row(row.id).id()).collect();
-        let before = self.cluster.secrets.len();
-        self.cluster.secrets.retain(|owner| !over.contains(owner));
-        (self.cluster.secrets.len() < before).then(|| format!("{} sweeps Secrets that came late", person(at)))
+        if self.processes[at].runs().is_some_and(|daemon| !away && daemon.leads() && daemon.trusts(database)) {
+            let over: BTreeSet<String> =
+                self.database.all().filter(|row| row.ended).map(|row| Owner::Row(row.id).id()).collect();
+            self.cluster.secrets.retain(|owner| !over.contains(owner));
+        }
     }
 
     // ----- what must hold
