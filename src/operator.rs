@@ -182,6 +182,8 @@ async fn lead(
         }
         operator.metrics.templates(std::iter::empty());
         operator.metrics.braked.set(0);
+        operator.metrics.orphans.set(0);
+        operator.metrics.strangers.set(0);
         operator.pair.send_replace(Pair::default());
     }
 }
@@ -207,11 +209,14 @@ pub(crate) fn templates_of(folder: &std::path::Path) -> anyhow::Result<template:
 impl Operator {
     /// Writes back, in the term that is and in those that follow.
     async fn write(&self, config: &Config) -> Infallible {
-        let mut term = self.leadership.begun().await;
         let mut pause = DEPOSED.0;
         loop {
+            let term = self.leadership.begun().await;
             let agreed = self.agree(term, config).await;
-            term = self.take_fence(term, &config.identity).await;
+            let term = tokio::select! {
+                term = self.take_fence(term, &config.identity) => term,
+                () = self.expected.differs() => continue,
+            };
             if let Err(error) = self.bind(term, &agreed).await {
                 warn!(error = %chain(error.as_ref()), "cannot bind database and cluster; will try again");
                 sleep(DEPOSED.0).await;
@@ -235,6 +240,8 @@ impl Operator {
             if began.elapsed() > DEPOSED.1 {
                 pause = DEPOSED.0;
             }
+            // Whoever has it now may be another cluster's, and the rows with it.
+            self.forget_rows(Pair::Unjudged);
             sleep(pause).await;
             pause = (pause * 2).min(DEPOSED.1);
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use deadpool_postgres::{Hook, HookError, Pool};
+use futures::FutureExt;
 use tokio::sync::Notify;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
@@ -33,6 +34,8 @@ impl Expected {
     /// From now on only this database will do, in no earlier state than at this epoch.
     pub(crate) fn set(&self, database: Database, epoch: i64) {
         *self.known() = Some((database, epoch));
+        // What led elsewhere was told, and judged.
+        let _ = self.differs.notified().now_or_never();
     }
 
     /// Waits until a connection has led elsewhere.

@@ -1,6 +1,7 @@
 //! The bound pair: judged at the begin of each term, whenever a connection leads elsewhere, and every so often; until
 //! it is right, no row is read and nothing of a row is made or deleted.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -123,12 +124,16 @@ impl Operator {
 
     fn pull_brake(&self, cause: Cause, message: &str, lease: &ObjectReference) {
         error!(cause = cause.as_str(), "braked: {message}");
-        self.pair.send_replace(Pair::Braked);
+        self.forget_rows(Pair::Braked);
         self.metrics.braked.set(1);
-        // What was read of rows may be this database's.
-        self.store.reset();
         let news = News { kind: EventType::Warning, reason: "Braked".to_owned(), note: message.to_owned() };
         self.events.tell_aside(lease.clone(), "Lead", news);
+    }
+
+    /// The rows may not be the ones that count: nothing is known of any until they were read anew.
+    pub(super) fn forget_rows(&self, pair: Pair) {
+        self.pair.send_replace(pair);
+        self.store.reset();
     }
 
     fn accept(&self, sides: Sides, verdict: Verdict) -> Agreed {
@@ -209,9 +214,10 @@ impl Operator {
         let (database, lost) = bond::look(client, &ids).await?;
         let (ours, strangers): (Vec<_>, Vec<_>) =
             marks.into_iter().partition(|(_, database_id)| *database_id == Some(database.itself.id));
+        let unknown: HashSet<Uuid> = lost.unknown.into_iter().collect();
         let missing = Missing {
             marked: ours.len(),
-            unknown: ours.iter().filter(|(id, _)| lost.unknown.contains(id)).count(),
+            unknown: ours.iter().filter(|(id, _)| unknown.contains(id)).count(),
             strangers: strangers.len(),
             live: usize::try_from(lost.live)?,
             vanished: usize::try_from(lost.vanished)?,

@@ -1,6 +1,7 @@
 //! The whole core in virtual time: the real decision, caches, store, queue and outbox of two daemons, on models of
 //! the database and of the cluster, under a seeded scheduler that delays, reorders, loses, repeats, crashes, freezes
-//! and elects. After each step the invariants are checked; in the end everything comes back and must settle.
+//! and elects. Now and then another database comes to be where the right one was, until that one is back or a person
+//! confirms the other. After each step the invariants are checked; in the end everything comes back and must settle.
 //!
 //! `CYBERDESK_SIMULATION_SCHEDULES=1000000 cargo test --release --test simulation` plays a million;
 //! `CYBERDESK_SIMULATION_SEED=N` plays one and tells it. A schedule that breaks an invariant is shrunk to the
