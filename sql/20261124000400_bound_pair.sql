@@ -69,7 +69,7 @@ comment on function cyberdesk.lost(uuid[]) is
 
 create function cyberdesk.ended_within(seconds double precision) returns setof uuid
   language sql stable security definer set search_path = '' as
-$$ select d.id from cyberdesk.desktop d where d.ended_at > clock_timestamp() - make_interval(secs => seconds) $$;
+$$ select d.id from cyberdesk.desktop d where d.ended_at > now() - make_interval(secs => seconds) $$;
 comment on function cyberdesk.ended_within(double precision) is 'Desktops that were over no longer ago than this.';
 
 -- ===== writing =====
