@@ -124,6 +124,6 @@ impl Operator {
 
     /// The database that an object's row is in.
     fn row_annotations(&self) -> BTreeMap<String, String> {
-        self.database_id().map(|id| (ANNOTATION_DATABASE.to_owned(), id)).into_iter().collect()
+        self.database_id().map(|id| (ANNOTATION_DATABASE.to_owned(), id.to_string())).into_iter().collect()
     }
 }

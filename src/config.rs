@@ -12,6 +12,8 @@ use crate::database::connect::Target;
 use crate::telemetry::Format;
 
 const PREFIX: &str = "CYBERDESK_";
+/// Shorter, and a read that went wrong for a moment could cost somebody a desktop.
+const LEAST_ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
 /// What the environment says, as text. A field is a variable: `vm_namespace` is `CYBERDESK_VM_NAMESPACE`.
 #[derive(Debug, Default, Deserialize)]
@@ -22,6 +24,7 @@ struct Given {
     templates: Option<String>,
     poll_interval: Option<String>,
     resync_interval: Option<String>,
+    orphan_grace: Option<String>,
     concurrency: Option<String>,
     max_unstarted: Option<String>,
     listen: Option<String>,
@@ -30,13 +33,14 @@ struct Given {
 }
 
 /// Names of the variables above, without prefix.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "IDENTITY",
     "NAMESPACE",
     "VM_NAMESPACE",
     "TEMPLATES",
     "POLL_INTERVAL",
     "RESYNC_INTERVAL",
+    "ORPHAN_GRACE",
     "CONCURRENCY",
     "MAX_UNSTARTED",
     "LISTEN",
@@ -89,6 +93,8 @@ pub struct Config {
     pub poll_interval: Duration,
     /// Time between two reads of all rows that are not over.
     pub resync_interval: Duration,
+    /// How long a desktop whose row and tombstone are gone is left alone, from when the leader first sees that.
+    pub orphan_grace: Duration,
     /// Most desktops worked on at once, and so most calls to the API server in flight.
     pub concurrency: usize,
     /// VMs that KubeVirt has yet to make a VMI for, above which no more are made. About: what is being made at the
@@ -181,6 +187,13 @@ impl Config {
         };
         let poll_interval = duration("POLL_INTERVAL", given.poll_interval, Duration::from_secs(5));
         let resync_interval = duration("RESYNC_INTERVAL", given.resync_interval, Duration::from_secs(300));
+        let orphan_grace = duration("ORPHAN_GRACE", given.orphan_grace, Duration::from_secs(3600));
+        if orphan_grace < LEAST_ORPHAN_GRACE {
+            faults.push(format!(
+                "{PREFIX}ORPHAN_GRACE is {orphan_grace:?}; it must be at least {LEAST_ORPHAN_GRACE:?}: what went round the \
+                 database's eyes may still come back"
+            ));
+        }
         let concurrency = match given.concurrency.as_deref().map(str::parse::<usize>) {
             None => 64,
             Some(Ok(number @ 4..=1000)) => number,
@@ -228,6 +241,7 @@ impl Config {
                         templates,
                         poll_interval,
                         resync_interval,
+                        orphan_grace,
                         concurrency,
                         max_unstarted,
                         listen,

@@ -1,6 +1,7 @@
 //! The database's side: connections, the rows as they were last read, and what is told back.
 
 mod advice;
+pub mod bond;
 pub mod connect;
 pub(crate) mod contact;
 pub mod export;

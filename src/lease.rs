@@ -29,11 +29,12 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use crate::brake::{BOUND, Database};
 use crate::clock::Clock;
 use crate::telemetry::chain;
 
 /// The Lease's name, in the namespace of the CRs.
-const NAME: &str = "cyberdesk-operator";
+pub(crate) const NAME: &str = "cyberdesk-operator";
 /// How far the database's clock is ahead of the API server's, in milliseconds, kept for a leader that starts while
 /// the database is away.
 const DATABASE_CLOCK: &str = "cyberdesk.io/database-clock-offset-ms";
@@ -94,6 +95,52 @@ impl Leadership {
     pub fn rest(&self) -> Option<Duration> {
         let until = self.held.borrow().as_ref()?.until;
         until.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
+    }
+
+    /// The Lease as it is now, if it is still of this term. What was read of it at its last renewal may lack what
+    /// was annotated since.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub(crate) async fn read(&self, term: Term) -> kube::Result<Option<Lease>> {
+        Ok(self.api.get_opt(NAME).await?.filter(|lease| self.is_of(lease, term)))
+    }
+
+    /// Sets or takes out annotations of the Lease, if it is still of this term. Tells whether it is.
+    ///
+    /// # Errors
+    ///
+    /// If it may not have been done.
+    pub(crate) async fn annotate(&self, term: Term, changes: &[(&str, Option<String>)]) -> kube::Result<bool> {
+        loop {
+            let Some(mut lease) = self.read(term).await? else { return Ok(false) };
+            let annotations = lease.metadata.annotations.get_or_insert_default();
+            let before = annotations.clone();
+            for (name, value) in changes {
+                match value {
+                    Some(value) => drop(annotations.insert((*name).to_owned(), value.clone())),
+                    None => drop(annotations.remove(*name)),
+                }
+            }
+            if *annotations == before {
+                return Ok(true);
+            }
+            lease.metadata.managed_fields = None;
+            match self.api.replace(NAME, &PostParams::default(), &lease).await {
+                // The next renewal finds a later version than it knows, and takes it in.
+                Ok(_) => return Ok(true),
+                Err(error) if is_conflict(&error) => (),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The database that the Lease was bound to when it was last written.
+    pub fn bound_to(&self) -> Option<Uuid> {
+        let held = self.held.borrow();
+        let bound = held.as_ref()?.lease.metadata.annotations.as_ref()?.get(BOUND)?;
+        Some(Database::parse(bound)?.id)
     }
 
     /// Waits until this process leads.

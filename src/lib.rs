@@ -22,6 +22,7 @@
 //! | [`template`] | reads VM templates and renders a VM's manifests; pure |
 //! | [`queue`] | which desktop is looked at next: keyed, ends before makes |
 //! | [`lease`] | who leads: one daemon at a time, none after its time |
+//! | [`brake`] | whether database and cluster belong together, or a person must say so; pure |
 //! | [`operator`] | the daemon: sources wake keys, workers look, plan and act |
 //! | `act` | the hands: one match from an action to one call |
 //! | [`cluster`] | the API server: a tamed client, watches and their caches, the calls that write |
@@ -32,6 +33,7 @@
 //! | [`config`], [`telemetry`], [`events`], [`metrics`], [`cli`] | settings, logs, Events, figures, the command line |
 
 mod act;
+pub mod brake;
 pub mod cli;
 pub mod clock;
 pub mod cluster;

@@ -27,6 +27,12 @@ pub struct Metrics {
     ends: Family<ForReason, Counter>,
     /// Edits of templates that were refused.
     pub template_refusals: Counter,
+    /// Whether a person must confirm that database and cluster belong together.
+    pub braked: Gauge,
+    /// Desktops in the cluster whose row and tombstone are gone.
+    pub orphans: Gauge,
+    /// Desktops in the cluster that are of another database.
+    pub strangers: Gauge,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -50,7 +56,17 @@ impl Default for Metrics {
         registry.register("template_refusals", "Edits of VM templates that were refused", template_refusals.clone());
         let ends = Family::default();
         registry.register("desktop_ends", "Desktops whose end was decided, by reason", Family::clone(&ends));
-        Self { registry, templates, ends, template_refusals }
+        let gauge = |registry: &mut Registry, name, help| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let help = "Whether nothing is made or ended until a person confirms that database and cluster belong together";
+        let braked = gauge(&mut registry, "braked", help);
+        let help = "Desktops in the cluster whose row and tombstone are gone: collected after a grace period";
+        let orphans = gauge(&mut registry, "orphans", help);
+        let strangers = gauge(&mut registry, "strangers", "Desktops in the cluster of another database: never touched");
+        Self { registry, templates, ends, template_refusals, braked, orphans, strangers }
     }
 }
 

@@ -119,6 +119,8 @@ pub struct Cr {
     pub created: Timestamp,
     /// The row that we made it for. `None`: a person applied it.
     pub owner: Option<Owner>,
+    /// The database that this owner is a row of, as it is marked.
+    pub database: Option<Uuid>,
     /// Whether it is being deleted: somebody's finalizer holds it.
     pub deleting: bool,
     /// Its spec, or why it cannot be read.
@@ -198,6 +200,8 @@ pub struct Vm {
     pub uid: String,
     /// Whom we made it for. `None`: it is not ours, though it has our name.
     pub owner: Option<Owner>,
+    /// The database that this owner is a row of, as it is marked.
+    pub database: Option<Uuid>,
     /// When it was made, by the API server's clock.
     pub created: Timestamp,
     /// What its template says of starts.
@@ -243,6 +247,8 @@ pub struct Vmi {
     pub uid: String,
     /// Whom it was made for: the VM's template carries the mark.
     pub owner: Option<Owner>,
+    /// The database that this owner is a row of, as it is marked.
+    pub database: Option<Uuid>,
     /// When it was made, by the API server's clock.
     pub created: Timestamp,
     /// Whether it is being deleted: it stays `Running` until the guest has shut down.

@@ -158,6 +158,17 @@ impl Owner {
     }
 }
 
+/// The database that an object was made for, as it is marked.
+pub fn database_of(meta: &ObjectMeta) -> Option<Uuid> {
+    meta.annotations.as_ref()?.get(ANNOTATION_DATABASE)?.parse().ok()
+}
+
+/// Selects the Secrets of all these rows.
+pub fn secrets_of_rows(ids: &[Uuid]) -> String {
+    let ids: Vec<String> = ids.iter().map(|id| id.hyphenated().to_string()).collect();
+    format!("{MANAGED_BY}={MANAGER},{LABEL_ORIGIN}=row,{LABEL_OWNER} in ({})", ids.join(","))
+}
+
 /// Selects the Secrets that desktops by hand of this key have left.
 pub fn secrets_by_hand(key: &Key) -> String {
     format!("{MANAGED_BY}={MANAGER},{LABEL_ORIGIN}=hand,{LABEL_DESKTOP}={key}")

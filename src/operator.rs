@@ -1,5 +1,8 @@
 //! The daemon: sources wake keys, workers look, plan and act on them, one desktop at a time each.
 
+mod orphans;
+mod pair;
+mod secrets;
 mod sources;
 mod work;
 
@@ -23,6 +26,7 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::cluster::{self, Cluster, Keeper, follow};
 use crate::config::Config;
+use crate::database::bond::Expected;
 use crate::database::contact::Contact;
 use crate::database::housekeeping;
 use crate::database::listen::{self, Wakeups};
@@ -37,6 +41,8 @@ use crate::plan::{CreateFailure, Fault};
 use crate::queue::Queue;
 use crate::telemetry::chain;
 use crate::template::{self, Templates};
+use orphans::Orphans;
+use pair::Pair;
 
 /// First and longest wait before another term, while another daemon keeps taking the database from us.
 const DEPOSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -65,6 +71,11 @@ pub struct Operator {
     failures: Mutex<HashMap<Key, CreateFailure>>,
     fleet: Mutex<Fleet>,
     database_id: Mutex<Option<Uuid>>,
+    /// Whether database and cluster belong together.
+    pair: watch::Sender<Pair>,
+    expected: Arc<Expected>,
+    orphans: Mutex<Orphans>,
+    orphan_grace: Duration,
     /// An administrator wants new desktops to wait.
     paused: AtomicBool,
     pool: Pool,
@@ -81,7 +92,8 @@ pub struct Operator {
 /// If a setting cannot be used at all, or `/metrics` can no longer be served.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let client = cluster::connect().await.context("read how to reach the Kubernetes API server")?;
-    let pool = config.database.pool()?;
+    let expected = Arc::<Expected>::default();
+    let pool = config.database.pool(&expected)?;
     let folder = config.templates.as_deref().map(templates_of).transpose()?;
     let listener = TcpListener::bind(config.listen)
         .await
@@ -105,6 +117,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         failures: Mutex::default(),
         fleet: Mutex::new(Fleet::new(config.max_unstarted)),
         database_id: Mutex::default(),
+        pair: watch::Sender::default(),
+        expected,
+        orphans: Mutex::default(),
+        orphan_grace: config.orphan_grace,
         paused: AtomicBool::default(),
         pool,
         makes_in_flight: AtomicUsize::new(0),
@@ -153,6 +169,11 @@ async fn lead(
         // What was noted in an earlier term is another leader's past by now.
         operator.fleet().begin();
         operator.failures().clear();
+        operator.orphans().begin();
+        operator.pair.send_replace(Pair::default());
+        // Whose desktops are kept by their CRs for as long as it cannot be asked itself.
+        let known = operator.leadership.bound_to().or(*operator.database_id());
+        *operator.database_id() = known;
         operator.store.reset();
         operator.queue.open();
         operator.wake_cluster();
@@ -164,9 +185,14 @@ async fn lead(
             () = keeper.run(folder.clone()) => unreachable!("a watch goes on for ever"),
             () = work::work(operator, config.concurrency, stopping) => return,
             never = operator.write(config) => match never {},
+            never = operator.sweep_secrets() => match never {},
             () = operator.leadership.ended() => operator.queue.close(),
         }
         operator.metrics.templates(std::iter::empty());
+        operator.metrics.braked.set(0);
+        operator.metrics.orphans.set(0);
+        operator.metrics.strangers.set(0);
+        operator.pair.send_replace(Pair::default());
     }
 }
 
@@ -191,13 +217,23 @@ pub(crate) fn templates_of(folder: &std::path::Path) -> anyhow::Result<template:
 impl Operator {
     /// Writes back, in the term that is and in those that follow.
     async fn write(&self, config: &Config) -> Infallible {
-        let mut term = self.leadership.begun().await;
         let mut pause = DEPOSED.0;
         loop {
-            term = self.take_fence(term, &config.identity).await;
+            let term = self.leadership.begun().await;
+            let agreed = self.agree(term, config).await;
+            let term = tokio::select! {
+                term = self.take_fence(term, &config.identity) => term,
+                () = self.expected.differs() => continue,
+            };
+            if let Err(error) = self.bind(term, &agreed).await {
+                warn!(error = %chain(error.as_ref()), "cannot bind database and cluster; will try again");
+                sleep(DEPOSED.0).await;
+                continue;
+            }
             info!(epoch = term.epoch, "writing to the database");
             let began = Instant::now();
             tokio::select! {
+                () = self.doubt(term, config) => continue,
                 () = self.write_back.run(&self.pool, term, &self.store, &self.queue) => (),
                 () = housekeeping::run(&self.pool, term, config.resync_interval) => (),
                 never = self.heed_pause() => match never {},
@@ -212,6 +248,8 @@ impl Operator {
             if began.elapsed() > DEPOSED.1 {
                 pause = DEPOSED.0;
             }
+            // Whoever has it now may be another cluster's, and the rows with it.
+            self.forget_rows(Pair::Unjudged);
             sleep(pause).await;
             pause = (pause * 2).min(DEPOSED.1);
         }
@@ -241,9 +279,13 @@ impl Operator {
         }
     }
 
-    /// The identity of the database, once it was read.
-    pub(crate) fn database_id(&self) -> Option<String> {
-        self.database_id.lock().unwrap_or_else(PoisonError::into_inner).map(|id| id.to_string())
+    /// The identity of the database that the rows are of, once it was judged to be the right one.
+    pub(crate) fn database_id(&self) -> MutexGuard<'_, Option<Uuid>> {
+        self.database_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn orphans(&self) -> MutexGuard<'_, Orphans> {
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fleet(&self) -> MutexGuard<'_, Fleet> {

@@ -11,6 +11,7 @@
 //! - What is not marked as this desktop's is never touched.
 
 mod observed;
+mod orphan;
 mod start;
 mod status;
 mod teardown;
@@ -28,6 +29,7 @@ use crate::model::{Cr, Desired, Now, Report, Row, RowStatus, RunStrategy, Seen, 
 use crate::names::{Key, Owner, secrets_by_hand};
 use crate::reason::{self, Reason};
 use crate::template::{Manifests, Refusal, Templates};
+pub use orphan::Orphan;
 use start::Start;
 pub(crate) use start::is_quota;
 use status::Course;
@@ -59,6 +61,12 @@ pub struct View<'a> {
     pub fleet: &'a Standing,
     /// Whether new VMs shall wait.
     pub paused: bool,
+    /// Whether a person must say that the rows are the right ones, before anything is done on account of one.
+    pub braked: bool,
+    /// The database that the rows are of.
+    pub database: Option<Uuid>,
+    /// How much longer what has no row is left alone.
+    pub orphan_rest: Duration,
     /// What VMs are made from.
     pub templates: &'a Templates,
 }
@@ -163,6 +171,8 @@ pub struct Plan {
     pub progress: Option<Progress>,
     /// Whether it can be used.
     pub ready: bool,
+    /// Whether it is in the cluster without a row.
+    pub orphan: Option<Orphan>,
 }
 
 impl Plan {
@@ -174,6 +184,8 @@ impl Plan {
 /// Decides, and does nothing: the same view at the same instant gives the same plan.
 pub fn plan(view: &View<'_>, now: Now) -> Plan {
     match (&view.row, &view.cr) {
+        // Which rows are right is a person's to say. What cannot be a row's goes on.
+        _ if view.braked && view.key.row_id().is_some() => Plan::nothing(),
         // "Could not see" is not "is not there".
         (_, Seen::Unknown) => Plan::nothing(),
         (Seen::Unknown, Seen::Present(cr)) => unread::plan(view, cr, now),
@@ -192,10 +204,9 @@ pub fn plan(view: &View<'_>, now: Now) -> Plan {
             Ok(desktop) => desktop.plan(view, now),
             Err(why) => refuse_spec(view, cr, why, now),
         },
-        // Made for a row that the database does not know: of another database, or older than its
-        // tombstones. It is reported elsewhere and never deleted on this evidence alone.
-        (Seen::Absent, Seen::Present(_)) => Plan::nothing(),
-        (Seen::Absent, Seen::Absent) => collect_leftovers(view),
+        // Made for a row that the database does not know: of another database, or older than its tombstones.
+        (Seen::Absent, _) if orphan::is_marked(view) => orphan::collect(view),
+        (Seen::Absent, _) => collect_leftovers(view),
     }
 }
 
@@ -275,7 +286,9 @@ impl<'a> Desktop<'a> {
             (_, None) if due => self.end(view, &self.timeout(now), now),
             // The end must stand in the CR before anything is deleted on its account.
             (Some(_), _) => Plan { actions: self.project(), wait, ..Plan::default() },
-            (None, _) => Plan { actions: self.live(view, to_make, &start, now), wait, progress, ready },
+            (None, _) => {
+                Plan { actions: self.live(view, to_make, &start, now), wait, progress, ready, ..Plan::default() }
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! The write-back under a storm: distinct reports told to the database, each row's first `running`.
 
+use std::sync::Arc;
+
 use anyhow::{Result, ensure};
 use cyberdesk_operator::database::connect::Target;
 use cyberdesk_operator::database::store::Store;
@@ -48,7 +50,7 @@ async fn storm(server: &cyberdesk_testbed::Postgres) -> Result<f64> {
     let database = server.database().await?;
     let app = database.connect_as(ADMINISTRATOR).await?;
     let ids = pending(&app, database.sign_up().await?).await?;
-    let pool = Target::from_url(&database.url("cyberdesk_daemon"), None)?.pool()?;
+    let pool = Target::from_url(&database.url("cyberdesk_daemon"), None)?.pool(&Arc::default())?;
     let term = Term { epoch: 1, token: Uuid::new_v4() };
     ensure!(acquire(&pool, term, "bench").await?.is_none(), "the fence of a fresh database is free");
     let (write_back, store, queue) = (WriteBack::default(), Store::default(), Queue::default());

@@ -97,6 +97,11 @@ impl<T: Clone + PartialEq> Cache<T> {
         let _ = self.complete.subscribe().wait_for(|complete| *complete).await;
     }
 
+    /// What this makes of each object, where it makes anything of it.
+    pub fn each<R>(&self, of: impl Fn(&Key, &T) -> Option<R>) -> Vec<R> {
+        self.state().objects.iter().filter_map(|(key, (_, object))| of(key, object)).collect()
+    }
+
     /// All keys.
     pub fn keys(&self) -> Vec<Key> {
         self.state().objects.keys().cloned().collect()

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::crd::{CyberdeskSpec, CyberdeskStatus};
 use crate::model::{Cr, RunStrategy, StartRules, Vm, Vmi, VmiPhase, later};
-use crate::names::{Key, Owner};
+use crate::names::{Key, Owner, database_of};
 use crate::queue::Lane;
 
 /// Seconds of grace of a VMI that does not say (KubeVirt's `DefaultGracePeriodSeconds`).
@@ -91,6 +91,7 @@ impl Observed for CrObject {
             generation: self.metadata.generation.unwrap_or_default(),
             created: created(&self.metadata),
             owner: Owner::of(&self.metadata),
+            database: database_of(&self.metadata),
             deleting: self.metadata.deletion_timestamp.is_some(),
             spec,
             status_readable: status.is_some(),
@@ -168,6 +169,7 @@ impl Observed for VmObject {
         Vm {
             uid: self.metadata.uid.clone().unwrap_or_default(),
             owner: Owner::of(&self.metadata),
+            database: database_of(&self.metadata),
             created: created(&self.metadata),
             start: self.metadata.annotations.as_ref().map(StartRules::read).unwrap_or_default(),
             noticed: self.metadata.finalizers.iter().flatten().next().is_some() || !self.status.conditions.is_empty(),
@@ -248,6 +250,7 @@ impl Observed for VmiObject {
         Vmi {
             uid: self.metadata.uid.clone().unwrap_or_default(),
             owner: Owner::of(&self.metadata),
+            database: database_of(&self.metadata),
             created: created(&self.metadata),
             deleting: deleting.is_some(),
             gone_by: deleting.map(|at| later(later(at, SignedDuration::from_secs(grace)), POD_GRACE)),

@@ -7,8 +7,9 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::time::Duration;
 
+use anyhow::Context;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ObjectReference, Secret};
+use k8s_openapi::api::core::v1::{Namespace, ObjectReference, Secret};
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::client::Body;
 use kube::core::{ApiResource, DynamicObject, Request, Status, request};
@@ -152,6 +153,7 @@ pub struct Cluster {
     raw_crs: Api<DynamicObject>,
     raw_vms: Api<DynamicObject>,
     secrets: Api<Secret>,
+    namespaces: Api<Namespace>,
     /// CRs, by key.
     pub cr_cache: Cache<Cr>,
     /// VMs, by key.
@@ -171,6 +173,7 @@ impl Cluster {
             raw_crs: raw(ApiResource::erase::<CrObject>(&()), namespace),
             raw_vms: raw(ApiResource::erase::<VmObject>(&()), vm_namespace),
             secrets: Api::namespaced(client.clone(), vm_namespace),
+            namespaces: Api::all(client.clone()),
             cr_cache: Cache::default(),
             vm_cache: Cache::default(),
             vmi_cache: Cache::default(),
@@ -187,6 +190,29 @@ impl Cluster {
             uid: Some(uid.to_owned()),
             ..ObjectReference::default()
         }
+    }
+
+    /// Points an Event at a VM.
+    pub fn reference_to_vm(&self, key: &Key, uid: &str) -> ObjectReference {
+        ObjectReference {
+            api_version: Some(VmObject::api_version(&()).into_owned()),
+            kind: Some(VmObject::kind(&()).into_owned()),
+            name: Some(key.vm_name()),
+            namespace: self.vms.namespace().map(str::to_owned),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        }
+    }
+
+    /// The UID of the namespace that CRs live in: as which cluster it is bound to a database.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub async fn namespace_id(&self) -> anyhow::Result<String> {
+        let namespace = self.crs.namespace().context("CRs live in a namespace")?;
+        let read = tokio::time::timeout(CALL_DEADLINE, self.namespaces.get_metadata(namespace)).await;
+        read.context("no answer")??.metadata.uid.context("it has none")
     }
 
     /// For the watches.
@@ -311,7 +337,12 @@ impl Cluster {
         }
         let mut body = manifests.vm.clone();
         for (name, value) in annotations {
-            body["metadata"]["annotations"][name] = value.as_str().into();
+            // The VMI has what the VM's template has: it may be left when the VM is gone.
+            for path in ["/metadata", "/spec/template/metadata"] {
+                if let Some(metadata) = body.pointer_mut(path) {
+                    metadata["annotations"][name] = value.as_str().into();
+                }
+            }
         }
         let made = post(&self.raw_vms, &body, STRICTLY);
         self.create(made, &self.vms, &self.vm_cache, key, &key.vm_name()).await
@@ -363,6 +394,19 @@ impl Cluster {
         let selected = ListParams::default().labels(selector);
         let params = DeleteParams::default();
         self.call("delete the Secret of", key, self.secrets.delete_collection(&params, &selected)).await.map(drop)
+    }
+
+    /// The same for Secrets of many desktops.
+    ///
+    /// # Errors
+    ///
+    /// If one may still be there.
+    pub async fn sweep_secrets(&self, selector: &str) -> anyhow::Result<()> {
+        let selected = ListParams::default().labels(selector);
+        let params = DeleteParams::default();
+        let deleted = self.secrets.delete_collection(&params, &selected);
+        tokio::time::timeout(CALL_DEADLINE, deleted).await.context("no answer")??;
+        Ok(())
     }
 
     /// Asks the API server, not a cache, for VM and VMI.

@@ -3,10 +3,11 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use deadpool_postgres::{Connect, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime};
+use deadpool_postgres::{Connect, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime};
 use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
@@ -15,6 +16,7 @@ use tokio_postgres::{Client, Config, Connection, Row, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::{debug, warn};
 
+use super::bond::Expected;
 pub use super::url::Route;
 use super::url::{DatabaseUrl, is_here};
 use super::{advice, tls};
@@ -123,12 +125,12 @@ impl Target {
         config.connect(self.tls.clone()).await
     }
 
-    /// The pool for statements. Nothing is connected yet.
+    /// The pool for statements, all to the database that is expected. Nothing is connected yet.
     ///
     /// # Errors
     ///
     /// Never, as long as its settings agree with each other.
-    pub fn pool(&self) -> anyhow::Result<Pool> {
+    pub fn pool(&self, expected: &Arc<Expected>) -> anyhow::Result<Pool> {
         // `Verified` asks before it hands a connection out: `Fast` hands out half-open ones.
         let manager = ManagerConfig { recycling_method: RecyclingMethod::Verified };
         Pool::builder(Manager::from_connect(self.config.clone(), self.clone(), manager))
@@ -137,6 +139,7 @@ impl Target {
             .wait_timeout(Some(Duration::from_secs(2)))
             .create_timeout(Some(Duration::from_secs(5)))
             .recycle_timeout(Some(Duration::from_secs(2)))
+            .post_create(expected.hook())
             .build()
             .context("make a connection pool")
     }
@@ -191,22 +194,32 @@ pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 /// Runs one statement. It is unnamed (`query_typed`), so that a pooler in between does no harm.
 pub(crate) async fn query(pool: &Pool, statement: &str, params: &[Param<'_>]) -> anyhow::Result<Vec<Row>> {
     let client = pool.get().await.map_err(no_connection)?;
-    let answer = tokio::time::timeout(STATEMENT_DEADLINE, client.query_typed(statement, params)).await;
-    match answer {
+    let answer = ask(&client, statement, params).await;
+    if answer.as_ref().is_err_and(|error| error.is::<NoAnswer>()) {
+        // It would keep the next statement waiting.
+        drop(deadpool_postgres::Object::take(client));
+    }
+    answer
+}
+
+/// The same on a connection of one's own. One that gives no answer is of no use any more.
+pub(crate) async fn ask(client: &Client, statement: &str, params: &[Param<'_>]) -> anyhow::Result<Vec<Row>> {
+    match tokio::time::timeout(STATEMENT_DEADLINE, client.query_typed(statement, params)).await {
         Ok(Err(error)) if error.code() == Some(&SqlState::INVALID_SCHEMA_NAME) => Err(anyhow::Error::new(error)
             .context("the database has no schema of ours: run `cyberdesk-operator migrate` first")),
         Ok(answer) => Ok(answer?),
-        Err(_) => {
-            // It would keep the next statement waiting.
-            drop(deadpool_postgres::Object::take(client));
-            bail!("no answer within {} s", STATEMENT_DEADLINE.as_secs())
-        }
+        Err(_) => bail!(NoAnswer),
     }
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("no answer within {} s", STATEMENT_DEADLINE.as_secs())]
+struct NoAnswer;
 
 fn no_connection(error: PoolError) -> anyhow::Error {
     match error {
         PoolError::Backend(error) => advice::with_advice(error),
+        PoolError::PostCreateHook(HookError::Message(words)) => anyhow::Error::msg(words),
         other => other.into(),
     }
     .context("take a connection")

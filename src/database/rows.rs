@@ -1,5 +1,7 @@
 //! Reading rows.
 
+use std::collections::HashSet;
+
 use anyhow::Context;
 use deadpool_postgres::Pool;
 use jiff::Timestamp;
@@ -27,11 +29,22 @@ pub(crate) async fn dirty(pool: &Pool) -> anyhow::Result<Vec<Row>> {
         .context("look for desktops that changed")
 }
 
+/// The answer to a question for certain rows. One that is there and cannot be read is neither found nor missing.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// Those that are there.
+    pub(crate) rows: Vec<Row>,
+    /// Those that the database does not have.
+    pub(crate) missing: Vec<Uuid>,
+}
+
 /// Rows by id, those that are over and those whose app row was deleted included.
-pub(crate) async fn by_id(pool: &Pool, ids: &[Uuid]) -> anyhow::Result<Vec<Row>> {
-    read(pool, "select * from cyberdesk.desktops_by_id($1)", &[(&ids, Type::UUID_ARRAY)])
-        .await
-        .context("read desktops by id")
+pub(crate) async fn by_id(pool: &Pool, ids: &[Uuid]) -> anyhow::Result<Found> {
+    let statement = "select * from cyberdesk.desktops_by_id($1)";
+    let answer = query(pool, statement, &[(&ids, Type::UUID_ARRAY)]).await.context("read desktops by id")?;
+    let there: HashSet<Uuid> = answer.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;
+    let missing = ids.iter().filter(|id| !there.contains(id)).copied().collect();
+    Ok(Found { rows: answer.iter().filter_map(decode).collect(), missing })
 }
 
 async fn read(pool: &Pool, statement: &str, params: &[Param<'_>]) -> anyhow::Result<Vec<Row>> {
@@ -75,14 +88,6 @@ fn try_decode(row: &tokio_postgres::Row) -> anyhow::Result<Row> {
         vm_uid: row.try_get("vm_uid")?,
         ended: row.try_get::<_, Option<Timestamp>>("ended_at")?.is_some(),
     })
-}
-
-/// The identity that the database keeps of itself.
-pub(crate) async fn identity(pool: &Pool) -> anyhow::Result<Uuid> {
-    let rows = query(pool, "select database_id from cyberdesk.identity()", &[])
-        .await
-        .context("read the database's identity")?;
-    Ok(rows.first().context("the database has no identity")?.try_get(0)?)
 }
 
 /// Whether an administrator wants new desktops to wait.

@@ -109,12 +109,6 @@ impl Store {
         *self.state() = State::default();
     }
 
-    /// Drops what is remembered of rows that are over. On a standby nobody clears them away; what is left of one in
-    /// the cluster has the database asked for it.
-    pub fn forget_over(&self) {
-        self.state().rows.retain(|_, row| !row.ended);
-    }
-
     /// Whether the list was ever complete.
     pub fn is_complete(&self) -> bool {
         self.state().complete

@@ -174,7 +174,7 @@ impl WriteBack {
             too_early |= answer == Answer::Stale;
         }
         // What the database decided is read from it, like everything else.
-        let read = super::rows::by_id(pool, &decided).await.map(|rows| store.take_in(rows, queue));
+        let read = super::rows::by_id(pool, &decided).await.map(|found| store.take_in(found.rows, queue));
         if too_early {
             // Extended, or our idea of the database's time was ahead: not again at once.
             sleep(BUSY).await;
@@ -210,7 +210,7 @@ impl WriteBack {
             warn!(desktops = ?stale, "the database has gone back behind what was acted on; reading anew");
             sleep(BUSY).await;
             stale.iter().for_each(|id| store.forget(*id));
-            let read = super::rows::by_id(pool, &stale).await.map(|rows| store.take_in(rows, queue));
+            let read = super::rows::by_id(pool, &stale).await.map(|found| store.take_in(found.rows, queue));
             stale.iter().for_each(|id| queue.wake(&Key::of_row(*id), Lane::Makes));
             read?;
         }

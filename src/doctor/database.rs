@@ -43,7 +43,7 @@ const CAPACITY: Check = Check::new("connections", "each replica takes up to four
 /// Looks at all of it. Where there is no connection, the rest is left out.
 pub(super) async fn examine(target: &Target) -> Vec<Finding> {
     let mut findings = vec![way(target)];
-    let pool = match target.pool() {
+    let pool = match target.pool(&Default::default()) {
         Ok(pool) => pool,
         Err(error) => return [findings, vec![CONNECTION.unseen(format!("{error:#}"))]].concat(),
     };

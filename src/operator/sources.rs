@@ -1,7 +1,6 @@
 //! What wakes desktops: changed rows, cut watches, the clocks and the pause.
 
 use std::convert::Infallible;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -44,6 +43,10 @@ impl Operator {
         let mut trouble = false;
         let mut again: &[Duration] = &[];
         loop {
+            // Nothing is read of rows that may not be the right ones.
+            if self.pair_is_right().await {
+                next_resync = Instant::now();
+            }
             let resync = Instant::now() >= next_resync;
             let began = Instant::now();
             self.reads.asked();
@@ -125,18 +128,13 @@ impl Operator {
     async fn resync(&self) -> anyhow::Result<()> {
         // Before the rows, so that none is made that should wait.
         self.read_pause().await?;
-        if self.database_id().is_none() {
-            let id = rows::identity(&self.pool).await?;
-            *self.database_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
-        }
-        if self.leadership.rest().is_none() {
-            self.store.forget_over();
-        }
         let all = rows::live(&self.pool).await?;
         self.arm(&all);
         let gone = self.store.take_in_all(all, &self.queue);
         if !gone.is_empty() {
-            self.store.take_in(rows::by_id(&self.pool, &gone).await?, &self.queue);
+            let found = rows::by_id(&self.pool, &gone).await?;
+            self.store.take_in(found.rows, &self.queue);
+            found.missing.into_iter().for_each(|id| self.store.forget(id));
         }
         self.wake_cluster();
         Ok(())

@@ -178,9 +178,13 @@ impl Operator {
             failure,
             fleet: &fleet,
             paused,
+            braked: self.is_braked(),
+            database: *self.database_id(),
+            orphan_rest: self.orphans().rest(key, self.orphan_grace),
             templates: &templates,
         };
         let mut plan = plan(&view, now);
+        self.note_orphan(&view, plan.orphan);
         let others = self.fleet().note(key, plan.progress.take(), plan.ready, now.cluster);
         others.iter().for_each(|other| self.queue.wake(other, Lane::Makes));
         debug!(desktop = %key, cr = ?view.cr, vm = ?view.vm, vmi = ?view.vmi, actions = ?plan.actions, "looked");
@@ -196,8 +200,10 @@ impl Operator {
             Remembered::Nothing(_) if !self.store.is_complete() => Seen::Unknown,
             Remembered::Nothing(_) if !known_in_cluster => Seen::Absent,
             Remembered::Nothing(id) => {
-                let found = rows::by_id(&self.pool, &[id]).await?.into_iter().next();
-                self.store.found(id, found)
+                let found = rows::by_id(&self.pool, &[id]).await?;
+                let row = found.rows.into_iter().next();
+                anyhow::ensure!(row.is_some() || !found.missing.is_empty(), "it is there, and cannot be read");
+                self.store.found(id, row)
             }
         })
     }

@@ -17,6 +17,8 @@ fn noon() -> Now {
     Now { database: at(0), cluster: at(0) }
 }
 
+const DATABASE: Uuid = Uuid::from_u128(5);
+
 fn id() -> Uuid {
     Uuid::from_u128(7)
 }
@@ -64,6 +66,7 @@ fn row_cr() -> Cr {
         generation: 1,
         created: at(-10),
         owner: Some(Owner::Row(id())),
+        database: Some(DATABASE),
         deleting: false,
         status_readable: true,
         spec: Ok(CyberdeskSpec { expires_at: Some(at(600)), ..Default::default() }),
@@ -79,6 +82,7 @@ fn vm() -> Vm {
     Vm {
         uid: "vm".into(),
         owner: Some(Owner::Row(id())),
+        database: Some(DATABASE),
         created: at(-10),
         start: StartRules::default(),
         noticed: true,
@@ -94,6 +98,7 @@ fn vmi(phase: VmiPhase, ready: bool) -> Vmi {
     Vmi {
         uid: "vmi".into(),
         owner: Some(Owner::Row(id())),
+        database: Some(DATABASE),
         created: at(-9),
         deleting: false,
         gone_by: None,
@@ -137,6 +142,8 @@ struct Situation {
     failure: Option<CreateFailure>,
     fleet: Standing,
     paused: bool,
+    braked: bool,
+    orphan_rest: Duration,
 }
 
 impl Situation {
@@ -145,9 +152,20 @@ impl Situation {
     }
 
     fn by_hand(cr: Seen<Cr>, vm: Seen<Vm>, vmi: Seen<Vmi>) -> Self {
-        let fleet = Standing::default();
-        let (key, row, silence) = (Key::new("desk"), Absent, Silence::default());
-        Self { key, row, cr, vm, vmi, live: false, silence, failure: None, fleet, paused: false }
+        Self {
+            key: Key::new("desk"),
+            row: Absent,
+            cr,
+            vm,
+            vmi,
+            live: false,
+            silence: Silence::default(),
+            failure: None,
+            fleet: Standing::default(),
+            paused: false,
+            braked: false,
+            orphan_rest: Duration::ZERO,
+        }
     }
 
     /// As `of_row`, in a database that has not answered for a minute.
@@ -176,6 +194,9 @@ impl Situation {
             failure: self.failure.as_ref(),
             fleet: &self.fleet,
             paused: self.paused,
+            braked: self.braked,
+            database: Some(DATABASE),
+            orphan_rest: self.orphan_rest,
             templates: &TEMPLATES,
         };
         plan(&view, noon())
@@ -496,6 +517,74 @@ fn each_situation_of_a_cr_by_hand_has_its_next_steps() {
     ];
     for (case, situation, wanted) in cases {
         assert_eq!(situation.told(), wanted, "{case}");
+    }
+}
+
+#[test]
+fn what_has_no_row_is_left_alone_for_a_while_and_what_is_of_another_database_for_ever() {
+    let orphan = |cr, vm, vmi| Situation { key: Key::of_row(id()), ..Situation::by_hand(cr, vm, vmi) };
+    let of_another = || Some(Uuid::from_u128(6));
+    let early = Situation { orphan_rest: Duration::from_secs(60), ..orphan(Present(row_cr()), Present(vm()), Absent) };
+    let cases = [
+        ("it has its grace", early.clone(), "", Some(Orphan::Ours)),
+        (
+            "all of it",
+            orphan(Present(row_cr()), Present(vm()), Present(up())),
+            "delete Secret, delete vm",
+            Some(Orphan::Ours),
+        ),
+        (
+            "its VM goes",
+            orphan(Present(row_cr()), Present(Vm { deleting: true, ..vm() }), Absent),
+            "",
+            Some(Orphan::Ours),
+        ),
+        ("the VM left its VMI", orphan(Present(row_cr()), Absent, Present(up())), "delete vmi", Some(Orphan::Ours)),
+        ("only its CR", orphan(Present(row_cr()), Absent, Absent), "delete Secret, delete CR", Some(Orphan::Ours)),
+        ("only its VM", orphan(Absent, Present(vm()), Absent), "delete Secret, delete vm", Some(Orphan::Ours)),
+        ("its VM could not be seen", orphan(Present(row_cr()), Unknown, Absent), "", Some(Orphan::Ours)),
+        ("its VMI could not be seen", orphan(Present(row_cr()), Absent, Unknown), "", Some(Orphan::Ours)),
+        (
+            "another database's VM",
+            orphan(Absent, Present(Vm { database: of_another(), ..vm() }), Absent),
+            "",
+            Some(Orphan::Stranger),
+        ),
+        (
+            "of nobody knows which",
+            orphan(Absent, Present(Vm { database: None, ..vm() }), Absent),
+            "",
+            Some(Orphan::Stranger),
+        ),
+        (
+            "another database's VM beside our CR",
+            orphan(Present(row_cr()), Present(Vm { database: of_another(), ..vm() }), Absent),
+            "delete Secret, delete CR",
+            Some(Orphan::Ours),
+        ),
+        (
+            "of a row, under another's name",
+            Situation::by_hand(Absent, Present(vm()), Absent),
+            "",
+            Some(Orphan::Stranger),
+        ),
+        ("nobody's VM", orphan(Absent, Present(Vm { owner: None, ..vm() }), Absent), "", None),
+    ];
+    for (case, situation, wanted, told) in cases {
+        assert_eq!((situation.told().as_str(), situation.plan().orphan), (wanted, told), "{case}");
+    }
+    assert_eq!(early.plan().wait, Some(Duration::from_secs(60)));
+}
+
+#[test]
+fn the_brake_stops_all_that_may_be_of_a_row_and_nothing_else() {
+    for situation in every_situation() {
+        let braked = Situation { braked: true, ..situation.clone() };
+        if situation.key.row_id().is_some() {
+            assert_eq!(braked.plan(), Plan::nothing(), "{situation:?}");
+        } else {
+            assert_eq!(braked.plan(), situation.plan(), "{situation:?}");
+        }
     }
 }
 

@@ -38,7 +38,10 @@ pub(super) fn plan(view: &View<'_>, cr: &Cr, now: Now) -> Plan {
     let was_served = cr.status.virtual_machine_ref.is_some() && view.vm.present().is_none_or(its);
     match (&cr.owner, view.key.row_id()) {
         _ if !cr.status_readable => Plan::nothing(),
-        (Some(Owner::Row(id)), Some(key)) if *id == key => of_row(view, cr, key, now),
+        // Another database's is left alone, whether or not ours can be read.
+        (Some(Owner::Row(id)), Some(key)) if *id == key && cr.database.is_some() && cr.database == view.database => {
+            of_row(view, cr, key, now)
+        }
         (None, _) if was_served && !cr.deleting => {
             Desktop::by_hand(cr).map_or_else(|_| Plan::nothing(), |desktop| desktop.plan(view, now))
         }

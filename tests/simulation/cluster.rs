@@ -7,6 +7,7 @@ use cyberdesk_operator::crd::{CyberdeskSpec, CyberdeskStatus};
 use cyberdesk_operator::model::{Cr, RunStrategy, StartRules, Vm, Vmi, VmiPhase};
 use cyberdesk_operator::names::{Key, Owner};
 use jiff::Timestamp;
+use uuid::Uuid;
 
 /// One change of one object, as a watch tells it. `None`: it is gone.
 pub(crate) struct Change<T> {
@@ -51,6 +52,9 @@ impl<T: Clone + PartialEq> Kind<T> {
     }
 }
 
+/// Whom an object was made for, and the database that this is a row of.
+pub(crate) type Mark = (Option<Owner>, Option<Uuid>);
+
 #[derive(Default)]
 pub(crate) struct Cluster {
     pub(crate) version: u64,
@@ -73,7 +77,8 @@ impl Cluster {
     // ----- the API server
 
     /// POST of a CR: false if the name is taken.
-    pub(crate) fn create_cr(&mut self, key: &Key, owner: Option<Owner>, spec: CyberdeskSpec, now: Timestamp) -> bool {
+    pub(crate) fn create_cr(&mut self, key: &Key, mark: Mark, spec: CyberdeskSpec, now: Timestamp) -> bool {
+        let (owner, database) = mark;
         if self.crs.get(key).is_some() {
             return false;
         }
@@ -82,6 +87,7 @@ impl Cluster {
             generation: 1,
             created: now,
             owner,
+            database,
             deleting: false,
             spec: Ok(spec),
             status_readable: true,
@@ -108,7 +114,7 @@ impl Cluster {
     pub(crate) fn create_vm(
         &mut self,
         key: &Key,
-        owner: Option<Owner>,
+        (owner, database): Mark,
         run_strategy: RunStrategy,
         now: Timestamp,
     ) -> bool {
@@ -118,6 +124,7 @@ impl Cluster {
         let vm = Vm {
             uid: self.uid("vm"),
             owner,
+            database,
             created: now,
             start: StartRules::default(),
             noticed: false,
@@ -167,6 +174,7 @@ impl Cluster {
                 let vmi = Vmi {
                     uid: self.uid("vmi"),
                     owner: vm.owner.clone(),
+                    database: vm.database,
                     created: now,
                     deleting: false,
                     gone_by: None,

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use cyberdesk_operator::brake::{self, Verdict};
 use cyberdesk_operator::cluster::Cache;
 use cyberdesk_operator::database::outbox::{Answer, Outbox};
 use cyberdesk_operator::database::store::{Remembered, Store};
@@ -16,6 +17,7 @@ use cyberdesk_operator::queue::{Lane, Outcome, Queue};
 use cyberdesk_operator::template::Templates;
 use futures::FutureExt;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::cluster::{Cluster, Kind};
 use crate::database::Database;
@@ -46,8 +48,33 @@ pub(crate) struct Daemon {
     pub(crate) term: Option<(Term, Instant)>,
     /// The term is known to the database.
     pub(crate) fenced_in: bool,
+    /// How database and cluster stand to each other.
+    pub(crate) pair: Pair,
+    /// The only database that connections may lead to, and no earlier state of it.
+    pub(crate) expected: Option<(brake::Database, i64)>,
+    /// The database whose desktops it serves.
+    database_id: Option<Uuid>,
+    orphans: HashMap<Key, Instant>,
     bug: Option<Bug>,
 }
+
+/// As the real one, and what of it is still to be written down.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum Pair {
+    #[default]
+    Unjudged,
+    /// To be written down on both sides; whether a person has confirmed it, and whether the rows count meanwhile.
+    Agreed {
+        confirmed: bool,
+        right: bool,
+    },
+    Right,
+    /// A person is asked for this.
+    Braked(String),
+}
+
+/// How long what has no row is left alone.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// A cache and how far its watch has come.
 pub(crate) struct Mirror<T> {
@@ -128,6 +155,10 @@ impl Daemon {
             turns: vec![],
             term: None,
             fenced_in: false,
+            pair: Pair::default(),
+            expected: None,
+            database_id: None,
+            orphans: HashMap::new(),
         }
     }
 
@@ -136,14 +167,48 @@ impl Daemon {
         self.term.is_some_and(|(_, until)| Instant::now() < until)
     }
 
-    pub(crate) fn begin(&mut self, term: Term, until: Instant) {
+    pub(crate) fn begin(&mut self, term: Term, until: Instant, bound_to: Option<Uuid>) {
+        self.database_id = bound_to.or(self.database_id);
         self.term = Some((term, until));
         self.fenced_in = false;
+        self.pair = Pair::default();
+        self.orphans.clear();
         self.store.reset();
         self.fleet.begin();
         self.failures.clear();
         self.queue.open();
         self.wake_cluster();
+    }
+
+    /// Whether its connections lead to this database.
+    pub(crate) fn admits(&self, database: &Database) -> bool {
+        self.expected.as_ref().is_none_or(|(known, epoch)| *known == database.itself && *epoch <= database.epoch())
+    }
+
+    /// Whether rows may be read of this database.
+    pub(crate) fn trusts(&self, database: &Database) -> bool {
+        matches!(self.pair, Pair::Right | Pair::Agreed { right: true, .. }) && self.admits(database)
+    }
+
+    /// Takes in a verdict on this database. What it holds of rows may be another's.
+    pub(crate) fn judged(&mut self, verdict: Verdict, database: &Database, asked: impl Fn(brake::Cause) -> String) {
+        self.pair = match verdict {
+            Verdict::Braked(cause) => {
+                self.store.reset();
+                while !self.turns.is_empty() {
+                    // Calls in flight are over long before a person has read what is asked.
+                    self.end(0, FAILED);
+                }
+                Pair::Braked(asked(cause))
+            }
+            verdict => {
+                self.expected = Some((database.itself.clone(), database.epoch()));
+                self.database_id = Some(database.itself.id);
+                let confirmed = verdict == Verdict::Bind { confirmed: true };
+                Pair::Agreed { confirmed, right: verdict == Verdict::Bound }
+            }
+        };
+        self.fenced_in = false;
     }
 
     fn wake_cluster(&self) {
@@ -154,18 +219,20 @@ impl Daemon {
 
     pub(crate) fn lose(&mut self) {
         self.term = None;
+        self.pair = Pair::default();
         self.turns.clear();
         self.queue.close();
     }
 
     pub(crate) fn resync(&mut self, database: &Database) {
-        if self.term.is_none() {
-            self.store.forget_over();
-        }
         let mut gone = self.store.take_in_all(database.live(), &self.queue);
         gone.sort();
-        let rows = gone.iter().filter_map(|id| database.row(*id)).collect();
-        self.store.take_in(rows, &self.queue);
+        for id in gone {
+            match database.row(id) {
+                Some(row) => self.store.take_in(vec![row], &self.queue),
+                None => self.store.forget(id),
+            }
+        }
         self.wake_cluster();
     }
 
@@ -219,6 +286,7 @@ impl Daemon {
         let (row, cr) = if self.bug == Some(Bug::MadeAgain) { forgetful(row, cr) } else { (row, cr) };
         let failure = self.failures.get(&key);
         let fleet = &self.fleet.standing(&key, now.cluster);
+        let rest = self.orphans.get(&key).map_or(GRACE, |since| GRACE.saturating_sub(since.elapsed()));
         let view = View {
             key: &key,
             row,
@@ -230,9 +298,16 @@ impl Daemon {
             failure,
             fleet,
             paused: false,
+            braked: matches!(self.pair, Pair::Braked(_)),
+            database: self.database_id,
+            orphan_rest: rest,
             templates,
         };
-        let Plan { actions, wait, progress, ready } = plan(&view, now);
+        let Plan { actions, wait, progress, ready, orphan } = plan(&view, now);
+        match orphan {
+            Some(_) => drop(self.orphans.entry(key.clone()).or_insert_with(Instant::now)),
+            None => drop(self.orphans.remove(&key)),
+        }
         wake(self.fleet.note(&key, progress, ready, now.cluster), &self.queue);
         if actions.is_empty() {
             let deadline = wait.map(|wait| Instant::now() + wait);
@@ -273,6 +348,9 @@ impl Daemon {
             self.fenced_in = database.acquire(term);
             return self.fenced_in;
         }
+        if self.pair != Pair::Right {
+            return false;
+        }
         if self.outbox.is_empty() {
             return false;
         }
@@ -304,6 +382,7 @@ impl Daemon {
 
     fn fenced_off(&mut self) -> bool {
         self.fenced_in = false;
+        self.pair = Pair::default();
         true
     }
 

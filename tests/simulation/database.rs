@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use cyberdesk_operator::brake;
 use cyberdesk_operator::lease::Term;
 use cyberdesk_operator::model::{Desired, Report, Row, RowStatus};
 use jiff::Timestamp;
@@ -31,13 +32,24 @@ pub(crate) struct Desktop {
     pub(crate) vm_uid: Option<String>,
 }
 
-/// Both tables and the fence.
-#[derive(Debug, Default)]
+/// Both tables, the fence and the bond.
+#[derive(Clone, Debug)]
 pub(crate) struct Database {
+    pub(crate) itself: brake::Database,
+    pub(crate) bond: Option<(String, (String, i64))>,
+    pub(crate) confirmation: Option<String>,
     /// `public.cyberdesk_instances`: the status alone; its other columns mirror the private row.
     pub(crate) rows: BTreeMap<Uuid, RowStatus>,
     pub(crate) desktops: BTreeMap<Uuid, Desktop>,
     pub(crate) fence: Option<Term>,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        let itself = brake::Database { id: Uuid::from_u128(0xdb), system: "server".to_owned(), oid: 1 };
+        let (rows, desktops) = Default::default();
+        Self { itself, bond: None, confirmation: None, rows, desktops, fence: None }
+    }
 }
 
 pub(crate) fn is_live(status: RowStatus) -> bool {
@@ -135,6 +147,34 @@ impl Database {
             self.fence = Some(term);
         }
         taken
+    }
+
+    /// The last epoch that it accepted.
+    pub(crate) fn epoch(&self) -> i64 {
+        self.fence.map_or(0, |term| term.epoch)
+    }
+
+    /// `cyberdesk.pair`.
+    pub(crate) fn side(&self) -> brake::DatabaseSide {
+        brake::DatabaseSide {
+            itself: self.itself.clone(),
+            epoch: self.epoch(),
+            bond: self.bond.clone(),
+            confirmation: self.confirmation.clone(),
+        }
+    }
+
+    /// `cyberdesk.bind`.
+    pub(crate) fn bind(&mut self, term: Term, cluster: &str, confirmed: bool) -> Result<(), Fenced> {
+        self.check(term)?;
+        for (id, desktop) in &mut self.desktops {
+            if confirmed && desktop.desired == Desired::Present && !self.rows.contains_key(id) {
+                desktop.stop("row-deleted", None);
+            }
+        }
+        self.bond = Some((cluster.to_owned(), (self.itself.system.clone(), self.itself.oid)));
+        self.confirmation = None;
+        Ok(())
     }
 
     pub(crate) fn row(&self, id: Uuid) -> Option<Row> {

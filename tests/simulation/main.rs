@@ -1,6 +1,7 @@
 //! The whole core in virtual time: the real decision, caches, store, queue and outbox of two daemons, on models of
 //! the database and of the cluster, under a seeded scheduler that delays, reorders, loses, repeats, crashes, freezes
-//! and elects. After each step the invariants are checked; in the end everything comes back and must settle.
+//! and elects. Now and then another database comes to be where the right one was, until that one is back or a person
+//! confirms the other. After each step the invariants are checked; in the end everything comes back and must settle.
 //!
 //! `CYBERDESK_SIMULATION_SCHEDULES=1000000 cargo test --release --test simulation` plays a million;
 //! `CYBERDESK_SIMULATION_SEED=N` plays one and tells it. A schedule that breaks an invariant is shrunk to the
@@ -161,14 +162,14 @@ fn a_seed_tells_the_same_story_each_time() {
 #[test]
 fn everything_that_may_happen_does() {
     let mut deeds = Deeds::default();
-    for seed in 0..300 {
+    for seed in 0..800 {
         for (deed, count) in Schedule::of(seed).play(None).deeds {
             *deeds.entry(deed).or_default() += count;
         }
     }
     println!("{deeds:#?}");
     let rare: Vec<_> = deeds.iter().filter(|(_, count)| **count < 10).collect();
-    assert!(deeds.len() == 32 && rare.is_empty(), "hardly ever: {rare:?}");
+    assert!(deeds.len() == 45 && rare.is_empty(), "{} kinds, and hardly ever: {rare:?}", deeds.len());
 }
 
 #[test]

@@ -26,20 +26,20 @@ impl World {
         Silence { reads: silence, writes: silence }
     }
 
-    /// The database goes, and does not come back, while a daemon leads and the API server answers: no VM outlives its
+    /// The database goes, and does not come back, while a daemon leads, unbraked, and the API server answers: no VM outlives its
     /// CR's deadline by more than two seconds.
     pub(crate) async fn outlasts(&mut self) -> Result<(), String> {
         self.all_but_the_database_come_back();
         self.database_away.get_or_insert_with(Instant::now);
-        let mut led_since = None;
+        let mut served_since = None;
         for _ in 0..160 {
             self.quiet_round().await?;
-            if self.is_led() {
-                led_since.get_or_insert_with(Instant::now);
+            if self.is_served() {
+                served_since.get_or_insert_with(Instant::now);
             } else {
-                led_since = None;
+                served_since = None;
             }
-            if led_since.is_some_and(|since| since.elapsed() > FOUND_OUT) {
+            if served_since.is_some_and(|since| since.elapsed() > FOUND_OUT) {
                 self.nothing_is_overdue()?;
             }
         }
@@ -52,6 +52,9 @@ impl World {
         let now = self.now().database;
         for (key, (_, cr)) in &self.cluster.crs.objects {
             let (Some(Owner::Row(id)), Ok(spec)) = (&cr.owner, &cr.spec) else { continue };
+            if cr.database != Some(self.right().itself.id) {
+                continue;
+            }
             let lives = self.cluster.vms.get(key).is_some_and(|vm| vm.owner == cr.owner && !vm.deleting);
             let late = spec.expires_at.map(|at| now.duration_since(at)).filter(|late| *late > IN_TIME);
             if let Some(late) = late.filter(|_| lives && cr.status_readable) {
@@ -67,7 +70,7 @@ impl World {
         let Some(id) = key.row_id() else { return Ok(()) };
         let cr = self.cluster.crs.get(key).filter(|cr| cr.owner == Some(Owner::Row(id)) && cr.status.end.is_none());
         let (Some(cr), Some(end)) = (cr, &status.end) else { return Ok(()) };
-        let wanted = self.database.row(id).is_some_and(|row| row.desired == Desired::Present);
+        let wanted = self.right().row(id).is_some_and(|row| row.desired == Desired::Present);
         if !wanted || end.reason != Reason::Timeout.as_str() {
             return Ok(());
         }

@@ -15,15 +15,18 @@ pub(crate) enum Bug {
     MadeAgain,
     /// While the database is away, nothing is ended at its deadline.
     WaitsForTheDatabase,
+    /// Whatever database is there is taken for the right one.
+    NoBrake,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::TimeoutNotTold,
         Self::FailureNotTold,
         Self::NotInStatusNotDeleted,
         Self::UnguardedStatus,
         Self::MadeAgain,
         Self::WaitsForTheDatabase,
+        Self::NoBrake,
     ];
 }

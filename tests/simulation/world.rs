@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use cyberdesk_operator::brake::{self, ClusterSide, Missing, Verdict, judge};
 use cyberdesk_operator::crd::CyberdeskSpec;
 use cyberdesk_operator::lease::Term;
-use cyberdesk_operator::model::{Desired, Now, RowStatus, RunStrategy, VmiPhase};
+use cyberdesk_operator::model::{Cr, Desired, Now, RowStatus, RunStrategy, VmiPhase};
 use cyberdesk_operator::names::{Key, Owner};
 use cyberdesk_operator::plan::Action;
 use cyberdesk_operator::template::Templates;
@@ -17,7 +18,7 @@ use tokio::time::{Instant, advance};
 use uuid::Uuid;
 
 use crate::cluster::Cluster;
-use crate::daemon::{Daemon, FAILED};
+use crate::daemon::{Daemon, FAILED, Pair};
 use crate::database::{Database, is_live};
 use crate::planted::Bug;
 
@@ -51,6 +52,9 @@ enum Happening {
     Lead,
     LandLate,
     Cut,
+    Judge,
+    Swap,
+    Confirm,
     Time,
 }
 
@@ -70,7 +74,10 @@ impl Happening {
             25..=48 => Self::Hear,
             49..=58 => Self::Read,
             59..=74 => Self::Take,
-            75..=106 => Self::Act,
+            75..=101 => Self::Act,
+            102..=104 => Self::Judge,
+            105 => Self::Confirm,
+            106 => Self::Swap,
             107..=115 => Self::WriteBack,
             116 => Self::StartOrDie,
             117 => Self::FreezeOrWake,
@@ -99,12 +106,40 @@ impl Process {
             Self::Frozen(_) | Self::Dead => None,
         }
     }
+
+    /// The database that it marks objects as of.
+    fn database(&self) -> Uuid {
+        match self {
+            Self::Runs(daemon) | Self::Frozen(daemon) => {
+                daemon.expected.as_ref().map_or(Uuid::nil(), |(known, _)| known.id)
+            }
+            Self::Dead => Uuid::nil(),
+        }
+    }
+}
+
+/// UID of the namespace.
+const CLUSTER: &str = "cluster";
+
+impl Lease {
+    fn side(&self, term: Term) -> ClusterSide {
+        ClusterSide {
+            id: CLUSTER.to_owned(),
+            term: term.epoch,
+            bond: self.bond.clone(),
+            confirmation: self.confirmation.clone(),
+            confirmed_at: self.confirmed_at,
+        }
+    }
 }
 
 struct Lease {
     epoch: i64,
     holder: Option<usize>,
     renewed: Instant,
+    bond: Option<(brake::Database, i64)>,
+    confirmation: Option<String>,
+    confirmed_at: Option<Timestamp>,
 }
 
 pub(crate) struct World {
@@ -113,7 +148,15 @@ pub(crate) struct World {
     processes: [Process; 2],
     lease: Lease,
     /// Calls whose caller is gone: they may land late, or never.
-    limbo: Vec<(Key, Action)>,
+    limbo: Vec<(Key, Action, Uuid)>,
+    /// The right database, while another one is in its place.
+    aside: Option<(Database, u128)>,
+    /// The database as it was before.
+    earlier: Option<Database>,
+    /// Databases that ever were; and where the ids of new rows begin: no id is drawn twice.
+    databases: u64,
+    ids: u128,
+    last_ids: u128,
     /// Since when.
     pub(crate) database_away: Option<Instant>,
     api_away: bool,
@@ -140,8 +183,6 @@ struct Witness {
     absent: BTreeSet<Uuid>,
     /// VMs that landed late, after their caller was gone.
     late: BTreeSet<String>,
-    /// Desktops whose Secret landed late.
-    late_secrets: BTreeSet<Key>,
 }
 
 impl World {
@@ -151,8 +192,20 @@ impl World {
             database: Database::default(),
             cluster: Cluster::default(),
             processes: [Process::Runs(Box::new(Daemon::start(bug))), Process::Runs(Box::new(Daemon::start(bug)))],
-            lease: Lease { epoch: 0, holder: None, renewed: Instant::now() },
+            lease: Lease {
+                epoch: 0,
+                holder: None,
+                renewed: Instant::now(),
+                bond: None,
+                confirmation: None,
+                confirmed_at: None,
+            },
             limbo: vec![],
+            aside: None,
+            earlier: None,
+            databases: 1,
+            ids: 0,
+            last_ids: 0,
             database_away: None,
             api_away: false,
             locked: BTreeSet::new(),
@@ -171,9 +224,11 @@ impl World {
     pub(crate) fn begin(&mut self) {
         for at in 0..2 {
             self.reads(at, 0);
-            self.reads(at, 1);
             self.leads(at);
         }
+        self.judges(0).expect("two that meet for the first time can be bound");
+        while self.writes_back(0).expect("a first meeting breaks nothing").is_some() {}
+        self.reads(0, 1);
     }
 
     pub(crate) fn now(&self) -> Now {
@@ -194,10 +249,12 @@ impl World {
     }
 
     async fn happens(&mut self, what: u32, which: u32, how: u32) -> Told {
-        let id = Uuid::from_u128(u128::from(which % ROWS) + 1);
+        let new = Uuid::from_u128(self.ids + u128::from(which % ROWS) + 1);
+        let known = self.database.desktops.keys().nth(which as usize % self.database.desktops.len().max(1));
+        let id = known.copied().filter(|_| which & 256 != 0).unwrap_or(new);
         let daemon = usize::from(which & 512 != 0);
         Ok(match Happening::of(what) {
-            Happening::Insert => self.app_inserts(id, how),
+            Happening::Insert => self.app_inserts(new, how),
             Happening::Write => self.app_writes(id, how),
             Happening::Request => {
                 let changed = self.database.request_shutdown(id, None).filter(|changed| *changed);
@@ -213,12 +270,15 @@ impl World {
             Happening::Read => self.reads(daemon, how),
             Happening::Take => self.takes(daemon),
             Happening::Act => self.acts(daemon, which, how)?,
-            Happening::WriteBack => self.writes_back(daemon),
+            Happening::WriteBack => self.writes_back(daemon)?,
             Happening::StartOrDie => self.starts_or_dies(daemon, how),
             Happening::FreezeOrWake => self.freezes_or_wakes(daemon, how),
             Happening::Lead => self.leads(daemon),
             Happening::LandLate => self.lands_late(which),
             Happening::Cut => self.cuts(how),
+            Happening::Judge => self.judges(daemon)?,
+            Happening::Swap => self.swaps(how),
+            Happening::Confirm => self.confirms(how),
             Happening::Time => {
                 let seconds = u64::from(how % 16) + 1;
                 advance(Duration::from_secs(seconds)).await;
@@ -274,13 +334,14 @@ impl World {
             0 => self.cluster.delete_cr(&key, None).then_some("deletes the CR"),
             1 => self.cluster.delete_vm(&key, None).then_some("deletes the VM"),
             2 => self.cluster.delete_vmi(&key, None).then_some("deletes the VMI"),
-            3 if self.cluster.crs.get(&key).is_none() && self.cluster.vms.get(&key).is_none() => {
-                self.cluster.create_vm(&key, None, RunStrategy::Once, now.cluster).then_some("makes a VM of that name")
-            }
+            3 if self.cluster.crs.get(&key).is_none() && self.cluster.vms.get(&key).is_none() => self
+                .cluster
+                .create_vm(&key, (None, None), RunStrategy::Once, now.cluster)
+                .then_some("makes a VM of that name"),
             _ => {
                 let spec = CyberdeskSpec { timeout_ms: Some(60_000), ..CyberdeskSpec::default() };
                 let by_hand = key.row_id().is_none();
-                (by_hand && self.cluster.create_cr(&key, None, spec, now.cluster)).then_some("applies a CR")
+                (by_hand && self.cluster.create_cr(&key, (None, None), spec, now.cluster)).then_some("applies a CR")
             }
         };
         what.map(|what| format!("a person {what}: {}", short(&key)))
@@ -323,11 +384,11 @@ impl World {
                 daemon.vmis.list(&self.cluster.vmis, &daemon.queue);
                 Some(format!("{} lists the cluster", person(at)))
             }
-            1 | 2 if self.database_away.is_none() => {
+            1 | 2 if self.database_away.is_none() && daemon.trusts(&self.database) => {
                 daemon.resync(&self.database);
                 Some(format!("{} reads all rows", person(at)))
             }
-            3.. if self.database_away.is_none() => {
+            3.. if self.database_away.is_none() && daemon.trusts(&self.database) => {
                 daemon.scan(&self.database);
                 Some(format!("{} looks for changed rows", person(at)))
             }
@@ -339,7 +400,8 @@ impl World {
         let (now, silence) = (self.now(), self.silence());
         let daemon = self.processes[at].runs()?;
         daemon.silence = silence;
-        let key = daemon.take(self.database_away.is_none().then_some(&self.database), &self.templates, now)?;
+        let readable = self.database_away.is_none() && daemon.trusts(&self.database);
+        let key = daemon.take(readable.then_some(&self.database), &self.templates, now)?;
         Some(format!("{} looks at {}", person(at), short(&key)))
     }
 
@@ -373,7 +435,7 @@ impl World {
             return Ok(Some(format!("{words}, and hears no answer")));
         }
         if daemon.turns.get(turn).is_some_and(|turn| turn.key == key && (overtaken || turn.actions.is_empty())) {
-            let database = self.database_away.is_none().then_some(&self.database);
+            let database = (self.database_away.is_none() && daemon.trusts(&self.database)).then_some(&self.database);
             daemon.silence = silence;
             daemon.round_done(turn, database, &self.templates, now);
         }
@@ -396,7 +458,8 @@ impl World {
     /// The effect of an action. False: what it was meant for is gone.
     fn perform(&mut self, at: usize, turn: usize, key: &Key, action: Action) -> bool {
         let now = self.now();
-        let landed = self.land(key, &action, now);
+        let database = self.processes[at].database();
+        let landed = self.land(key, &action, database, now);
         let Some(daemon) = self.processes[at].runs() else { return true };
         match action {
             Action::CreateCr { .. }
@@ -436,14 +499,14 @@ impl World {
     }
 
     /// What a call does to the cluster when it lands. False: what it was meant for is not there.
-    fn land(&mut self, key: &Key, action: &Action, now: Now) -> bool {
+    fn land(&mut self, key: &Key, action: &Action, database: Uuid, now: Now) -> bool {
         match action {
             Action::CreateCr { owner: (id, _), spec } => {
-                self.cluster.create_cr(key, Some(Owner::Row(*id)), spec.clone(), now.cluster);
+                self.cluster.create_cr(key, (Some(Owner::Row(*id)), Some(database)), spec.clone(), now.cluster);
                 true
             }
             Action::ApplyCr { uid, owner: (id, _), spec } => self.cluster.change_cr(key, uid, |cr| {
-                cr.owner = Some(Owner::Row(*id));
+                (cr.owner, cr.database) = (Some(Owner::Row(*id)), Some(database));
                 if cr.spec.as_ref() != Ok(spec) {
                     (cr.spec, cr.generation) = (Ok(spec.clone()), cr.generation + 1);
                 }
@@ -457,7 +520,8 @@ impl World {
             }
             Action::CreateVm { owner, .. } => {
                 self.cluster.secrets.insert(owner.id());
-                self.cluster.create_vm(key, Some(owner.clone()), self.run_strategy, self.now().cluster);
+                let of_row = matches!(owner, Owner::Row(_)).then_some(database);
+                self.cluster.create_vm(key, (Some(owner.clone()), of_row), self.run_strategy, self.now().cluster);
                 true
             }
             Action::DeleteVm { uid } => {
@@ -481,10 +545,30 @@ impl World {
         }
     }
 
-    fn writes_back(&mut self, at: usize) -> Option<String> {
+    fn writes_back(&mut self, at: usize) -> Told {
+        let before = self.aside.is_some().then(|| self.database.clone());
+        let told = self.writes(at);
+        // Until somebody has confirmed it, which takes `aside` away.
+        let changed = before.is_some_and(|before| {
+            self.aside.is_some() && (before.rows != self.database.rows || before.desktops != self.database.desktops)
+        });
+        if changed { Err("a row of the wrong database is written".to_owned()) } else { Ok(told) }
+    }
+
+    fn writes(&mut self, at: usize) -> Option<String> {
         let now = self.now();
         let locked = self.locked.clone();
-        let daemon = self.processes[at].runs().filter(|_| self.database_away.is_none())?;
+        let database = &self.database;
+        let daemon =
+            self.processes[at].runs().filter(|daemon| self.database_away.is_none() && daemon.admits(database))?;
+        if matches!(daemon.pair, Pair::Unjudged | Pair::Braked(_)) {
+            return None;
+        }
+        if let (Some((term, _)), Pair::Agreed { confirmed, .. }, true) =
+            (daemon.term, daemon.pair.clone(), daemon.fenced_in)
+        {
+            return self.binds(at, term, confirmed);
+        }
         if self.bug == Some(Bug::UnguardedStatus) {
             for report in daemon.outbox.next_reports(Instant::now()) {
                 self.database.write_unguarded(&report);
@@ -555,8 +639,9 @@ impl World {
                 Some(format!("{} leads no longer", person(at)))
             }
             _ if self.lease.holder.is_none() || self.lease.renewed + LASTS <= now || self.lease.holder == Some(at) => {
-                self.lease = Lease { epoch: self.lease.epoch + 1, holder: Some(at), renewed: now };
-                daemon.begin(term(at, self.lease.epoch), now + HOLDS);
+                (self.lease.epoch, self.lease.holder, self.lease.renewed) = (self.lease.epoch + 1, Some(at), now);
+                let bound_to = self.lease.bond.as_ref().map(|(database, _)| database.id);
+                daemon.begin(term(at, self.lease.epoch), now + HOLDS, bound_to);
                 Some(format!("{} leads, in term {}", person(at), self.lease.epoch))
             }
             _ => None,
@@ -567,16 +652,13 @@ impl World {
         if self.limbo.is_empty() {
             return None;
         }
-        let (key, action) = self.limbo.remove(which as usize % self.limbo.len());
+        let (key, action, database) = self.limbo.remove(which as usize % self.limbo.len());
         if which & 256 != 0 {
             return Some(format!("lost for ever, for {}: {}", short(&key), words(&action)));
         }
-        if matches!(action, Action::CreateVm { .. }) {
-            self.seen.late_secrets.insert(key.clone());
-        }
         let before = self.cluster.vms.get(&key).map(|vm| vm.uid.clone());
         let now = self.now();
-        self.land(&key, &action, now);
+        self.land(&key, &action, database, now);
         let after = self.cluster.vms.get(&key).map(|vm| vm.uid.clone());
         self.seen.late.extend(after.filter(|_| before.is_none()));
         Some(format!("lands late, for {}: {}", short(&key), words(&action)))
@@ -597,12 +679,165 @@ impl World {
         Some(format!("{side} is {}", if was_away { "back" } else { "away" }))
     }
 
+    // ----- the pair
+
+    /// Judges the pair, as the leader does at the begin of a term, in doubt, and every so often.
+    fn judges(&mut self, at: usize) -> Told {
+        let missing = Missing { strangers: self.strangers(), ..Missing::default() };
+        let Some(daemon) = self.processes[at].runs().filter(|_| self.database_away.is_none() && !self.api_away) else {
+            return Ok(None);
+        };
+        let Some((term, _)) =
+            daemon.term.filter(|(term, _)| self.lease.holder == Some(at) && self.lease.epoch == term.epoch)
+        else {
+            return Ok(None);
+        };
+        // What was agreed on is written down first.
+        if matches!(daemon.pair, Pair::Agreed { .. }) && daemon.admits(&self.database) {
+            return Ok(None);
+        }
+        let (database, cluster) = (self.database.side(), self.lease.side(term));
+        let verdict = judge(&database, &cluster, missing);
+        if verdict == Verdict::Bound && daemon.pair == Pair::Right && daemon.admits(&self.database) {
+            return Ok(None);
+        }
+        if self.bug != Some(Bug::NoBrake)
+            && self.aside.is_some()
+            && matches!(verdict, Verdict::Bound | Verdict::Bind { confirmed: false })
+        {
+            return Err("the wrong database is taken for the right one".to_owned());
+        }
+        let verdict = if self.bug == Some(Bug::NoBrake) { Verdict::Bound } else { verdict };
+        daemon.judged(verdict, &self.database, |cause| brake::confirmation(cause, &database, &cluster, missing));
+        if verdict == (Verdict::Bind { confirmed: true }) {
+            // What a person says is right is right.
+            self.aside = None;
+            self.forget_what_was_seen();
+        }
+        self.count(format!("{verdict:?}"));
+        Ok(Some(format!("{} judges: {verdict:?}", person(at))))
+    }
+
+    fn strangers(&self) -> usize {
+        let of_another = |cr: &Cr| cr.database.is_some_and(|database| database != self.database.itself.id);
+        self.cluster.crs.objects.values().filter(|(_, cr)| of_another(cr)).count()
+    }
+
+    /// Writes down on both sides what was agreed on.
+    fn binds(&mut self, at: usize, term: Term, confirmed: bool) -> Option<String> {
+        let holds = !self.api_away && self.lease.holder == Some(at) && self.lease.epoch == term.epoch;
+        let daemon = self.processes[at].runs()?;
+        if self.database.bind(term, CLUSTER, confirmed).is_err() {
+            daemon.pair = Pair::default();
+            return Some(format!("{} may not bind", person(at)));
+        }
+        if !holds {
+            return Some(format!("{} binds the database, and cannot reach the Lease", person(at)));
+        }
+        self.lease.bond = Some((self.database.itself.clone(), term.epoch));
+        daemon.expected = self.lease.bond.clone();
+        daemon.pair = Pair::Right;
+        self.lease.confirmation = None;
+        if confirmed {
+            self.lease.confirmed_at = Some(Timestamp::from_second(1_800_000_000).expect("a time"));
+        }
+        Some(format!("{} binds database and cluster", person(at)))
+    }
+
+    /// Another database comes to be where the right one was, or that one is back.
+    fn swaps(&mut self, how: u32) -> Option<String> {
+        if let Some((right, ids)) = self.aside.take() {
+            (self.database, self.ids) = (right, ids);
+            self.forget_what_was_seen();
+            return Some("the right database is back".to_owned());
+        }
+        let earlier = self.earlier.replace(self.database.clone());
+        // For the most part, the right one is there.
+        if !how.is_multiple_of(4) {
+            return None;
+        }
+        let accepted = self.lease.bond.as_ref().map_or(0, |(_, epoch)| *epoch);
+        let mine = |database: &Database| database.itself.id == self.database.itself.id;
+        self.databases += 1;
+        let oid = i64::try_from(self.databases).expect("a few");
+        let renamed =
+            |database: Database| Database { itself: brake::Database { oid, ..database.itself.clone() }, ..database };
+        let (other, what) = match how / 4 % 8 {
+            0 | 1 => (renamed(self.database.clone()), "a clone"),
+            2 => (renamed(earlier.filter(mine)?), "a copy from before"),
+            3..=5 => {
+                (earlier.filter(mine).filter(|earlier| earlier.epoch() < accepted)?, "the same, restored to before")
+            }
+            _ => {
+                let id = Uuid::from_u128(0xdb00 + u128::from(self.databases));
+                let itself = brake::Database { id, system: "server".to_owned(), oid };
+                (Database { itself, ..Database::default() }, "an empty one")
+            }
+        };
+        self.last_ids += u128::from(ROWS);
+        let right = (std::mem::replace(&mut self.database, other), std::mem::replace(&mut self.ids, self.last_ids));
+        self.aside = Some(right);
+        self.forget_what_was_seen();
+        self.count(what);
+        Some(format!("in the database's place there is {what}"))
+    }
+
+    /// What was witnessed is no measure of another database.
+    fn forget_what_was_seen(&mut self) {
+        self.seen = Witness::default();
+        self.ended_by_the_cr.clear();
+    }
+
+    /// A person confirms what is asked, by SQL or by kubectl.
+    fn confirms(&mut self, how: u32) -> Option<String> {
+        let asked = self.processes.iter_mut().find_map(|process| match &process.runs()?.pair {
+            Pair::Braked(asked) => Some(asked.clone()),
+            _ => None,
+        })?;
+        let by_sql = how & 1 == 0;
+        let place = if by_sql { &mut self.database.confirmation } else { &mut self.lease.confirmation };
+        *place = Some(asked.clone());
+        Some(format!("a person confirms {asked} by {}", if by_sql { "SQL" } else { "kubectl" }))
+    }
+
+    /// Removes the Secrets of desktops that are over.
+    fn sweeps(&mut self, at: usize) {
+        let database = &self.database;
+        let away = self.database_away.is_some() || self.api_away;
+        if self.processes[at].runs().is_some_and(|daemon| !away && daemon.leads() && daemon.trusts(database)) {
+            let over: BTreeSet<String> =
+                self.database.all().filter(|row| row.ended).map(|row| Owner::Row(row.id).id()).collect();
+            self.cluster.secrets.retain(|owner| !over.contains(owner));
+        }
+    }
+
     // ----- what must hold
+
+    /// The database that counts, wherever connections lead.
+    pub(crate) fn right(&self) -> &Database {
+        self.aside.as_ref().map_or(&self.database, |(right, _)| right)
+    }
 
     /// Whether this may be done, as the world is.
     fn judge(&self, key: &Key, action: &Action) -> Result<(), String> {
         let vm = self.cluster.vms.get(key);
+        let of_another = |database: Option<Uuid>| database.is_some_and(|id| id != self.right().itself.id);
+        let stranger = match action {
+            Action::DeleteVm { uid } => vm.is_some_and(|vm| vm.uid == *uid && of_another(vm.database)),
+            Action::DeleteCr { uid } => {
+                self.cluster.crs.get(key).is_some_and(|cr| cr.uid == *uid && of_another(cr.database))
+            }
+            _ => false,
+        };
+        if stranger {
+            return Err("another database's desktop is touched".to_owned());
+        }
         match action {
+            Action::DeleteCr { .. } => {
+                let row = key.row_id().and_then(|id| self.right().row(id));
+                let lives = row.is_some_and(|row| !row.ended);
+                if lives { Err("the CR of a desktop that is not over is deleted".to_owned()) } else { Ok(()) }
+            }
             Action::DeleteVm { uid } if vm.is_some_and(|vm| vm.uid == *uid && vm.owner.is_none()) => {
                 Err("a VM that is not ours is deleted".to_owned())
             }
@@ -614,7 +849,7 @@ impl World {
                 }
             }
             Action::CreateVm { owner: Owner::Row(id), .. } => {
-                let Some(row) = self.database.row(*id) else { return Err("a VM is made without a row".to_owned()) };
+                let Some(row) = self.right().row(*id) else { return Err("a VM is made without a row".to_owned()) };
                 let by_cr = self.cluster.crs.get(key).is_some_and(|cr| cr.status.virtual_machine_ref.is_some());
                 if vm.is_none() && (row.vm_uid.is_some() || by_cr) {
                     return Err("a VM that was recorded and went is made again".to_owned());
@@ -627,7 +862,7 @@ impl World {
 
     /// A VM of a row that wants one is deleted only if something has happened to it, and the CR says what.
     fn may_end(&self, key: &Key, id: Uuid) -> Result<(), String> {
-        let wanted = self.database.row(id).is_some_and(|row| row.desired == Desired::Present);
+        let wanted = self.right().row(id).is_some_and(|row| row.desired == Desired::Present);
         let recorded = self.cluster.crs.get(key).is_some_and(|cr| cr.status.end.is_some());
         if wanted && !recorded {
             Err("the VM of a row that wants it is deleted, and nothing says why".to_owned())
@@ -652,7 +887,7 @@ impl World {
             }
             let ours = |owner: &Option<Owner>| *owner == Some(Owner::Row(id));
             let vm = self.cluster.vms.get(&key).filter(|vm| ours(&vm.owner) && !self.seen.late.contains(&vm.uid));
-            if row.ended && vm.is_some() {
+            if row.ended && vm.is_some() && self.aside.is_none() {
                 return Err(format!("{} is said to be over, and has a VM", name(id)));
             }
         }
@@ -665,11 +900,14 @@ impl World {
         self.database_away = None;
         for round in 0..400 {
             self.quiet_round().await?;
+            self.confirms(round);
             if self.is_settled().is_ok() {
                 return Ok(());
             }
-            if round % 5 == 4 {
-                advance(Duration::from_secs(30)).await;
+            // Half a minute under one leader: what waits for its time waits in one term.
+            for _ in 0..if round % 5 == 4 { 6 } else { 0 } {
+                advance(Duration::from_secs(5)).await;
+                (0..2).for_each(|at| drop(self.leads(at)));
             }
         }
         self.is_settled()
@@ -686,14 +924,17 @@ impl World {
         }
     }
 
-    /// Whether somebody may write to the cluster.
-    pub(crate) fn is_led(&mut self) -> bool {
-        self.processes.iter_mut().any(|process| process.runs().is_some_and(|daemon| daemon.leads()))
+    /// Whether somebody may write to the cluster, and the brake does not hold.
+    pub(crate) fn is_served(&mut self) -> bool {
+        let serves = |daemon: &mut Daemon| daemon.leads() && !matches!(daemon.pair, Pair::Braked(_));
+        self.processes.iter_mut().any(|process| process.runs().is_some_and(serves))
     }
 
     pub(crate) async fn quiet_round(&mut self) -> Result<(), String> {
         for at in 0..2 {
             self.leads(at);
+            self.judges(at)?;
+            self.sweeps(at);
             if self.began.elapsed() > Duration::ZERO {
                 for how in [0, 1, 3] {
                     self.reads(at, how);
@@ -704,7 +945,7 @@ impl World {
             while self.acts(at, 0, 0)?.is_some() {
                 self.check()?;
             }
-            self.writes_back(at);
+            self.writes_back(at)?;
             self.check()?;
         }
         for which in 0..8 {
@@ -735,17 +976,27 @@ impl World {
                 Desired::Absent if !row.ended => return Err(format!("{what} does not end")),
                 Desired::Absent if ours.is_some() => return Err(format!("{what} is over, and has a VM")),
                 Desired::Absent if cr.is_some() => return Err(format!("{what} is over, and has a CR")),
-                // A Secret is not watched: one that a dead leader's call brings after the last look stays.
-                Desired::Absent
-                    if self.cluster.secrets.contains(&row.id.hyphenated().to_string())
-                        && !self.seen.late_secrets.contains(&key) =>
-                {
+                Desired::Absent if self.cluster.secrets.contains(&row.id.hyphenated().to_string()) => {
                     return Err(format!("{what} is over, and has a Secret"));
                 }
                 Desired::Absent => (),
             }
         }
+        if self.aside.is_some() {
+            return Err("the brake still holds".to_owned());
+        }
+        let ours = |id: &Uuid| *id == self.database.itself.id;
+        for (key, (_, cr)) in &self.cluster.crs.objects {
+            let lost = key.row_id().is_none_or(|id| self.database.row(id).is_none());
+            if cr.owner.is_some() && cr.database.as_ref().is_some_and(ours) && lost {
+                return Err(format!("the CR of {} has no row, and stays", short(key)));
+            }
+        }
         for (key, (_, vm)) in &self.cluster.vms.objects {
+            let lost = key.row_id().is_none_or(|id| self.database.row(id).is_none());
+            if vm.database.as_ref().is_some_and(ours) && lost {
+                return Err(format!("the VM of {} has no row, and stays", short(key)));
+            }
             let cr = self.cluster.crs.get(key);
             if let Some(Owner::Hand(uid)) = &vm.owner
                 && cr.is_none_or(|cr| cr.uid != *uid)
@@ -758,11 +1009,12 @@ impl World {
 }
 
 /// The calls that a process had begun.
-fn calls(daemon: &mut Daemon) -> Vec<(Key, Action)> {
+fn calls(daemon: &mut Daemon) -> Vec<(Key, Action, Uuid)> {
+    let database = daemon.expected.as_ref().map_or(Uuid::nil(), |(known, _)| known.id);
     let is_call =
         |action: &Action| !matches!(action, Action::LookLive | Action::Expire(_) | Action::Report(_) | Action::Forget);
     let begun = daemon.turns.iter().filter_map(|turn| Some((turn.key.clone(), turn.actions.front()?.clone())));
-    begun.filter(|(_, action)| is_call(action)).collect()
+    begun.filter(|(_, action)| is_call(action)).map(|(key, action)| (key, action, database)).collect()
 }
 
 fn term(at: usize, epoch: i64) -> Term {

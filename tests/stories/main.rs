@@ -7,6 +7,7 @@ mod absence;
 mod account;
 mod apps;
 mod bad_input;
+mod brake;
 mod by_hand;
 mod connections;
 mod crashes;
@@ -22,6 +23,7 @@ mod install;
 mod leadership;
 mod lives;
 mod manifests;
+mod orphans;
 mod outages;
 mod restarts;
 mod scale;
@@ -115,6 +117,8 @@ fn stories() -> Vec<Story> {
         install::stories(),
         docs::stories(),
         leadership::stories(),
+        brake::stories(),
+        orphans::stories(),
         scale::stories(),
     ]
     .into_iter()

@@ -13,7 +13,7 @@ pub(crate) fn stories() -> Vec<Story> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the size of a test is no setting of the operator")]
-fn many() -> Result<i64> {
+pub(crate) fn many() -> Result<i64> {
     let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
     match std::env::var("CYBERDESK_TESTBED_MANY") {
         Ok(number) => number.parse().context("read CYBERDESK_TESTBED_MANY"),

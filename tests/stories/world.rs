@@ -48,7 +48,7 @@ pub(crate) struct World {
     pub(crate) database: Database,
     pub(crate) namespace: String,
     user: Uuid,
-    app: tokio_postgres::Client,
+    app: Mutex<Arc<tokio_postgres::Client>>,
     operator: Mutex<Option<Supervised>>,
     kubeconfig: PathBuf,
 }
@@ -81,7 +81,19 @@ impl World {
         let kubeconfig = account::in_namespace(&parts.testbed.control_plane, &namespace)
             .await
             .context("make the operator's account")?;
+        let app = Mutex::new(Arc::new(app));
         Ok(Self { parts, database, namespace, user, app, operator: Mutex::default(), kubeconfig })
+    }
+
+    fn client(&self) -> Arc<tokio_postgres::Client> {
+        self.app.lock().expect("no story panics with it").clone()
+    }
+
+    /// Connects the app anew, after its connection was cut.
+    pub(crate) async fn reconnect(&self) -> Result<()> {
+        let client = Arc::new(self.database.connect_as("postgres").await?);
+        *self.app.lock().expect("no story panics with it") = client;
+        Ok(())
     }
 
     /// Starts an operator under the account of `deploy/`, with settings beside those that lead it to this world.
@@ -199,36 +211,36 @@ impl World {
             "insert into cyberdesk_instances (user_id, status, timeout_at, params)
              values ($1, 'pending', now() + interval '{lifetime}', $2) returning id"
         );
-        let row = self.app.query_one(&statement, &[&self.user, &params]).await?;
+        let row = self.client().query_one(&statement, &[&self.user, &params]).await?;
         Ok(row.get::<_, Uuid>(0).to_string())
     }
 
     /// The same with params as SQL has them.
     pub(crate) async fn insert_sql(&self, params: &str) -> Result<String> {
         let statement = format!("insert into cyberdesk_instances (user_id, params) values ($1, {params}) returning id");
-        Ok(self.app.query_one(&statement, &[&self.user]).await?.get::<_, Uuid>(0).to_string())
+        Ok(self.client().query_one(&statement, &[&self.user]).await?.get::<_, Uuid>(0).to_string())
     }
 
     /// Inserts many rows in one statement.
     pub(crate) async fn insert_many(&self, count: i32) -> Result<()> {
         let statement = "insert into cyberdesk_instances (user_id) select $1 from generate_series(1, $2)";
-        self.app.execute(statement, &[&self.user, &count]).await?;
+        self.client().execute(statement, &[&self.user, &count]).await?;
         Ok(())
     }
 
     /// Runs one statement of the app's about one row, and answers how many rows it returned or changed.
     pub(crate) async fn app(&self, statement: &str, id: &str) -> Result<u64> {
-        Ok(self.app.execute(statement, &[&id.parse::<Uuid>()?]).await?)
+        Ok(self.client().execute(statement, &[&id.parse::<Uuid>()?]).await?)
     }
 
     /// Runs a statement that asks for one number.
     pub(crate) async fn count(&self, statement: &str) -> Result<i64> {
-        Ok(self.app.query_one(statement, &[]).await?.get(0))
+        Ok(self.client().query_one(statement, &[]).await?.get(0))
     }
 
     /// Runs statements as the owner of the schema.
     pub(crate) async fn sql(&self, statements: &str) -> Result<()> {
-        Ok(self.app.batch_execute(statements).await?)
+        Ok(self.client().batch_execute(statements).await?)
     }
 
     /// Asks for a shutdown as the desktop's owner does from a browser.
@@ -248,7 +260,7 @@ impl World {
         let statement =
             "select status::text, reason, message, timeout_at at time zone 'utc', shutdown_requested_at, ended_at
                          from cyberdesk_instances where id = $1";
-        let row = self.app.query_one(statement, &[&id.parse::<Uuid>()?]).await?;
+        let row = self.client().query_one(statement, &[&id.parse::<Uuid>()?]).await?;
         Ok(Row {
             status: row.get(0),
             reason: row.get(1),
@@ -263,7 +275,7 @@ impl World {
     pub(crate) async fn history(&self, id: &str) -> Result<String> {
         let statement = "select coalesce(string_agg(event, ', ' order by id), '')
                            from cyberdesk_desktop_history where desktop_id = $1";
-        Ok(self.app.query_one(statement, &[&id.parse::<Uuid>()?]).await?.get(0))
+        Ok(self.client().query_one(statement, &[&id.parse::<Uuid>()?]).await?.get(0))
     }
 
     pub(crate) fn crs(&self) -> Api<DynamicObject> {
@@ -377,7 +389,7 @@ impl World {
     pub(crate) async fn autopsy(&self) -> String {
         let mut text = String::new();
         let mut section = |title: &str, body: String| text.push_str(&format!("\n--- {title}\n{body}\n"));
-        let rows = self.app.query("select to_jsonb(desktop) from cyberdesk.desktop limit 10", &[]).await;
+        let rows = self.client().query("select to_jsonb(desktop) from cyberdesk.desktop limit 10", &[]).await;
         section("cyberdesk.desktop", lines(rows.into_iter().flatten().map(|row| row.get::<_, Value>(0))));
         for (title, api) in [("CRs", self.crs()), ("VMs", self.vms()), ("VMIs", self.vmis())] {
             let objects = api.list(&ListParams::default().limit(5)).await.map(|list| list.items).unwrap_or_default();

@@ -1,0 +1,119 @@
+//! The database's half of the bound pair: what it says of itself, and the watch over where connections lead.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use deadpool_postgres::{Hook, HookError, Pool};
+use futures::FutureExt;
+use tokio::sync::Notify;
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::connect::{Param, ask, query};
+use crate::brake::{Database, DatabaseSide};
+use crate::lease::Term;
+
+/// Longest wait for a new connection to say where it leads.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Which database the connections of a pool must lead to. The name behind a URL may come to be another server's at
+/// any time, but a connection stays with the database that it was made to: so each is asked once, before its first use.
+#[derive(Debug, Default)]
+pub struct Expected {
+    known: Mutex<Option<(Database, i64)>>,
+    differs: Notify,
+}
+
+impl Expected {
+    fn known(&self) -> MutexGuard<'_, Option<(Database, i64)>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on only this database will do, in no earlier state than at this epoch.
+    pub(crate) fn set(&self, database: Database, epoch: i64) {
+        *self.known() = Some((database, epoch));
+        // What led elsewhere was told, and judged.
+        let _ = self.differs.notified().now_or_never();
+    }
+
+    /// Waits until a connection has led elsewhere.
+    pub(crate) async fn differs(&self) {
+        self.differs.notified().await;
+    }
+
+    /// Asks each new connection.
+    pub(super) fn hook(self: &Arc<Self>) -> Hook {
+        let expected = self.clone();
+        Hook::async_fn(move |client, _| {
+            let expected = expected.clone();
+            Box::pin(async move {
+                let Some((database, epoch)) = expected.known().clone() else { return Ok(()) };
+                let statement = "select database_id, system_identifier, database_oid, epoch from cyberdesk.identity()";
+                let answer = tokio::time::timeout(PATIENCE, client.query_typed(statement, &[])).await;
+                let answer = answer.map_err(|_| HookError::message("it does not say which database it is"))?;
+                let answer = answer.map_err(HookError::Backend)?;
+                let seen = answer.first().and_then(|row| Some((identity(row).ok()?, row.try_get::<_, i64>(3).ok()?)));
+                if seen.is_some_and(|(seen, at)| seen == database && epoch <= at) {
+                    return Ok(());
+                }
+                expected.differs.notify_one();
+                Err(HookError::message("it leads to another database than before, or to an earlier state of it"))
+            })
+        })
+    }
+}
+
+fn identity(row: &tokio_postgres::Row) -> Result<Database, tokio_postgres::Error> {
+    Ok(Database { id: row.try_get(0)?, system: row.try_get(1)?, oid: row.try_get(2)? })
+}
+
+/// What is missing in the database.
+#[derive(Debug, Default)]
+pub(crate) struct Lost {
+    /// Its desktops that are not over.
+    pub(crate) live: i64,
+    /// Those of them whose row is gone without a word.
+    pub(crate) vanished: i64,
+    /// Ids that it has never heard of.
+    pub(crate) unknown: Vec<Uuid>,
+}
+
+/// Asks the database who it is, and which of these ids it has never heard of.
+pub(crate) async fn look(client: &Client, ids: &[Uuid]) -> anyhow::Result<(DatabaseSide, Lost)> {
+    let statement = "select database_id, system_identifier, database_oid, epoch, cluster_id, bound_system_identifier, \
+                     bound_database_oid, confirmation from cyberdesk.pair()";
+    let rows = ask(client, statement, &[]).await.context("read which database it is")?;
+    let row = rows.first().context("the database has no identity")?;
+    let (cluster, system, oid): (Option<String>, Option<String>, Option<i64>) =
+        (row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
+    let bond = cluster.zip(system.zip(oid));
+    let side = DatabaseSide { itself: identity(row)?, epoch: row.try_get(3)?, bond, confirmation: row.try_get(7)? };
+    let statement = "select live, vanished, unknown from cyberdesk.lost($1)";
+    let rows = ask(client, statement, &[(&ids, Type::UUID_ARRAY)]).await.context("look for rows that are missing")?;
+    let row = rows.first().context("the database does not say what is missing")?;
+    Ok((side, Lost { live: row.try_get(0)?, vanished: row.try_get(1)?, unknown: row.try_get(2)? }))
+}
+
+/// Binds the database to this cluster.
+pub(crate) async fn bind(pool: &Pool, term: Term, cluster: &str, confirmed: bool) -> anyhow::Result<()> {
+    let params: [Param<'_>; 4] =
+        [(&term.epoch, Type::INT8), (&term.token, Type::UUID), (&cluster, Type::TEXT), (&confirmed, Type::BOOL)];
+    query(pool, "select cyberdesk.bind($1, $2, $3, $4)", &params).await.context("bind the database").map(drop)
+}
+
+/// Has the database tell its users why nothing is done, unless it is another cluster's.
+pub(crate) async fn brake(client: &Client, cluster: &str, because: &str) -> anyhow::Result<()> {
+    let params: [Param<'_>; 2] = [(&cluster, Type::TEXT), (&because, Type::TEXT)];
+    ask(client, "select cyberdesk.brake($1, $2)", &params).await.context("tell the database of the brake").map(drop)
+}
+
+/// Desktops that were over no longer ago than this.
+pub(crate) async fn ended_within(pool: &Pool, time: Duration) -> anyhow::Result<Vec<Uuid>> {
+    let seconds = time.as_secs_f64();
+    let rows = query(pool, "select * from cyberdesk.ended_within($1)", &[(&seconds, Type::FLOAT8)])
+        .await
+        .context("look for desktops that are over")?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
