@@ -1,6 +1,7 @@
 //! The cluster's side: a tamed client, what is watched, and the calls that change something.
 
 mod cache;
+mod counted;
 mod objects;
 mod templates;
 mod watch;
@@ -10,9 +11,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
+use kube::client::ClientBuilder;
 use tokio::time::Instant;
+use tower::layer::layer_fn;
 
 pub use cache::Cache;
+use counted::Counted;
 pub use objects::{CrObject, Observed, VmObject, VmiObject};
 pub(crate) use templates::Keeper;
 pub(crate) use watch::follow;
@@ -36,7 +40,7 @@ pub async fn connect() -> anyhow::Result<Client> {
     // Longer than a watch lives, so that a quiet watch is not taken for a dead one.
     config.read_timeout = Some(Duration::from_secs(u64::from(watch::WATCH_SECONDS) + 10));
     config.write_timeout = Some(CALL_DEADLINE);
-    Ok(Client::try_from(config)?)
+    Ok(ClientBuilder::try_from(config)?.with_layer(&layer_fn(Counted)).build())
 }
 
 /// What the API server's clock says, from the `Date` of an answer, which has whole seconds only.

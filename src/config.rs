@@ -94,7 +94,7 @@ pub struct Config {
     /// VMs that KubeVirt has yet to make a VMI for, above which no more are made. About: what is being made at the
     /// same time may come on top.
     pub max_unstarted: usize,
-    /// Where `/metrics` is served.
+    /// Where `/livez`, `/readyz` and `/metrics` are served.
     pub listen: SocketAddr,
     /// What to log.
     pub logging: Logging,

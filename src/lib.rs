@@ -29,7 +29,8 @@
 //! | [`crd`] | the `Cyberdesk` custom resource |
 //! | [`clock`] | the database's and the API server's time, never this machine's |
 //! | [`doctor`] | what is wrong with this installation, why it matters, and what mends it |
-//! | [`config`], [`telemetry`], [`events`], [`metrics`], [`cli`] | settings, logs, Events, figures, the command line |
+//! | [`health`], [`metrics`], `http` | whether the daemon is well, its figures, and how both are served |
+//! | [`config`], [`telemetry`], [`events`], [`cli`] | settings, logs, Events, the command line |
 
 mod act;
 pub mod cli;
@@ -41,6 +42,8 @@ pub mod database;
 pub mod doctor;
 pub mod events;
 pub mod fleet;
+pub mod health;
+mod http;
 pub mod lease;
 pub mod metrics;
 pub mod model;

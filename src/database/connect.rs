@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 pub use super::url::Route;
 use super::url::{DatabaseUrl, is_here};
 use super::{advice, tls};
+use crate::metrics;
 
 /// Connections for statements: one for the write-back, one for reading changes, one for what else is asked.
 /// LISTEN has one of its own: four in all.
@@ -190,6 +191,12 @@ pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// Runs one statement. It is unnamed (`query_typed`), so that a pooler in between does no harm.
 pub(crate) async fn query(pool: &Pool, statement: &str, params: &[Param<'_>]) -> anyhow::Result<Vec<Row>> {
+    let answer = try_query(pool, statement, params).await;
+    metrics::stated(statement, answer.is_ok());
+    answer
+}
+
+async fn try_query(pool: &Pool, statement: &str, params: &[Param<'_>]) -> anyhow::Result<Vec<Row>> {
     let client = pool.get().await.map_err(no_connection)?;
     let answer = tokio::time::timeout(STATEMENT_DEADLINE, client.query_typed(statement, params)).await;
     match answer {

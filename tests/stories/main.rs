@@ -12,6 +12,7 @@ mod connections;
 mod database;
 mod doctor;
 mod ends;
+mod health;
 mod in_use;
 mod leadership;
 mod lives;
@@ -93,6 +94,7 @@ fn stories() -> Vec<Story> {
         wakeups::stories(),
         connections::stories(),
         doctor::stories(),
+        health::stories(),
         apps::stories(),
         restarts::stories(),
         bad_input::stories(),
