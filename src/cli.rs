@@ -18,7 +18,7 @@ use tracing::warn;
 use crate::config::Config;
 use crate::database::connect::{Target, read_password, share_a_server};
 use crate::doctor::{self, Verdict};
-use crate::{crd, database, operator, telemetry};
+use crate::{cluster, crd, database, operator, telemetry};
 
 /// Keeps a fleet of virtual desktops true to a Postgres table.
 ///
@@ -92,7 +92,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()>
         }
         Command::Doctor { json } => {
             read_dotenv()?;
-            let report = runtime()?.block_on(doctor::examine(variables()));
+            let report = runtime()?.block_on(async { doctor::examine(variables(), cluster::connect().await).await });
             match json {
                 true => println!("{}", serde_json::to_string_pretty(&report)?),
                 false => print!("{report}"),

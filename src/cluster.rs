@@ -3,7 +3,8 @@
 mod cache;
 mod counted;
 mod objects;
-mod templates;
+pub(crate) mod rights;
+pub(crate) mod templates;
 mod watch;
 mod write;
 

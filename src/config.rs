@@ -137,6 +137,18 @@ impl Config {
         envy::from_iter::<_, GivenDatabase>(set(variables.to_vec())).map_err(|error| error.to_string())?.target()
     }
 
+    /// The namespaces of CRs and of VMs, whatever is wrong with other settings.
+    ///
+    /// # Errors
+    ///
+    /// If a variable cannot be read at all.
+    pub fn namespaces(variables: &[(String, String)]) -> Result<(String, String), String> {
+        let given: Given =
+            envy::prefixed(PREFIX).from_iter(set(variables.to_vec())).map_err(|error| error.to_string())?;
+        let namespace = given.namespace.unwrap_or_else(|| "cyberdesk-system".to_owned());
+        Ok((namespace.clone(), given.vm_namespace.unwrap_or(namespace)))
+    }
+
     /// Reads settings from variables by name. Returns them with warnings about variables that start with
     /// `CYBERDESK_` and mean nothing to us.
     ///

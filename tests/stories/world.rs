@@ -13,6 +13,7 @@ use cyberdesk_testbed::{Caller, Database, Testbed, kubevirt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::config::Kubeconfig;
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
@@ -83,6 +84,17 @@ impl World {
         let operator = self.start_daemon("operator", settings).await?;
         *self.operator.lock().expect("no story panics with it") = Some(operator);
         Ok(())
+    }
+
+    /// The kubeconfig of the operator's own account.
+    pub(crate) fn kubeconfig(&self) -> &std::path::Path {
+        &self.kubeconfig
+    }
+
+    /// The operator's own account.
+    pub(crate) async fn account(&self) -> Result<Client> {
+        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig)?;
+        Ok(Client::try_from(kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?)?)
     }
 
     /// The same for one of several: its log has its name.
