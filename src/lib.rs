@@ -30,6 +30,7 @@
 //! | [`clock`] | the database's and the API server's time, never this machine's |
 //! | [`doctor`] | what is wrong with this installation, why it matters, and what mends it |
 //! | [`health`], [`metrics`], `http` | whether the daemon is well, its figures, and how both are served |
+//! | [`survey`] | both sides as they are now, read once: for `status` and `diff` |
 //! | [`config`], [`telemetry`], [`events`], [`cli`] | settings, logs, Events, the command line |
 
 mod act;
@@ -52,5 +53,6 @@ pub mod operator;
 pub mod plan;
 pub mod queue;
 pub mod reason;
+pub mod survey;
 pub mod telemetry;
 pub mod template;

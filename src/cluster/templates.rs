@@ -34,7 +34,7 @@ use crate::names::MANAGER;
 use crate::operator::Operator;
 use crate::reason::cut;
 use crate::telemetry::chain;
-use crate::template::{self, SecretKey, Source, Sources, Template, bad_template};
+use crate::template::{self, SecretKey, Source, Sources, Template, Templates, bad_template};
 
 /// The ConfigMap with the VM templates, which people edit.
 const CONFIG_MAP: &str = "cyberdesk-vm-template";
@@ -485,6 +485,21 @@ pub(crate) async fn examine(
         verdicts.insert(name.clone(), verdict);
     }
     Ok(verdicts)
+}
+
+/// The templates that are in use: of each the last version that was accepted, as far as that was kept.
+///
+/// # Errors
+///
+/// If they, or the Secrets that they name, cannot be read.
+pub(crate) async fn in_use(client: &Client, (namespace, vm_namespace): (&str, &str)) -> kube::Result<Templates> {
+    let mut sources = wanted(client, namespace).await?;
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let record = within(maps.get_opt(RECORD)).await?.and_then(|map| map.data).unwrap_or_default();
+    let accepted = template::sources(record).into_iter().filter(|(name, _)| sources.contains_key(name));
+    sources.extend(accepted.collect::<Vec<_>>());
+    let secrets = read_secrets(client, namespace, sources.values()).await?;
+    Ok(Templates::read(vm_namespace, &sources, look_up(&secrets)))
 }
 
 async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {

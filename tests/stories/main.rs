@@ -18,6 +18,7 @@ mod leadership;
 mod lives;
 mod restarts;
 mod scale;
+mod screens;
 mod starts;
 mod templates;
 mod tools;
@@ -95,6 +96,7 @@ fn stories() -> Vec<Story> {
         connections::stories(),
         doctor::stories(),
         health::stories(),
+        screens::stories(),
         apps::stories(),
         restarts::stories(),
         bad_input::stories(),

@@ -86,6 +86,21 @@ impl World {
         Ok(())
     }
 
+    /// Runs a command of the program as by `kubectl exec`: with the daemon's settings, account and role, over which
+    /// come these. Answers exit code and standard output.
+    pub(crate) async fn command(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Result<(i32, String)> {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_cyberdesk-operator"))
+            .args(arguments)
+            .env("DATABASE_URL", self.database.url("cyberdesk_daemon"))
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("CYBERDESK_NAMESPACE", &self.namespace)
+            .envs(settings.iter().copied())
+            .current_dir(self.parts.testbed.directory())
+            .output()
+            .await?;
+        Ok((output.status.code().context("it ended by itself")?, String::from_utf8(output.stdout)?))
+    }
+
     /// The kubeconfig of the operator's own account.
     pub(crate) fn kubeconfig(&self) -> &std::path::Path {
         &self.kubeconfig
