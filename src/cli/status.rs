@@ -216,7 +216,7 @@ fn list(text: &mut String, what: &str, when: &str, words: &str, lines: &[Line]) 
     }
     let _ = writeln!(text, "\n{what:<37} {when:>9}  {words}");
     for Line { desktop, seconds, words } in lines {
-        let words: String = words.chars().take(60).collect();
+        let words: String = words.chars().take(30).collect();
         let _ = writeln!(text, "{desktop:<37} {:>9}  {words}", span(jiff::SignedDuration::from_secs(*seconds)));
     }
 }

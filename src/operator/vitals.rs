@@ -77,7 +77,7 @@ impl Operator {
         metrics.leader.set(vitals.leads.into());
         metrics.paused.set(self.paused.load(Ordering::Relaxed).into());
         metrics.notified.set(vitals.notified.into());
-        metrics.rows_age.set(vitals.rows_read.map_or(f64::NAN, |age| age.as_secs_f64()));
+        metrics.rows_age.set(vitals.rows_read.map_or(f64::INFINITY, |age| age.as_secs_f64()));
         metrics.lag.set(whole(vitals.lag.0));
         metrics.lag_oldest.set(vitals.lag.1.as_secs_f64());
     }

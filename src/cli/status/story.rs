@@ -118,7 +118,8 @@ impl Story {
         if let Some(node) = &self.node {
             let _ = writeln!(text, "node       {:<12} ip     {}", node, self.ip.as_deref().unwrap_or("-"));
         }
-        if let (Some(deadline), Some(now)) = (self.deadline, survey.now()) {
+        let deadline = self.deadline.filter(|_| self.row != "over");
+        if let (Some(deadline), Some(now)) = (deadline, survey.now()) {
             let left = now.database.duration_until(deadline);
             let when = if left.is_positive() { format!("in {}", span(left)) } else { format!("{} ago", span(left)) };
             let _ = writeln!(text, "deadline   {}, {when}", whole(deadline));
