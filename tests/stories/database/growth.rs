@@ -94,6 +94,8 @@ async fn years(postgres: &Postgres) -> Result<()> {
         ("fence_epoch", "", few),
         ("applied_migrations", "", few),
         ("paused", "", few),
+        ("service_state", "", few),
+        ("history_of", &format!("'{live}'"), few),
         ("acquire", &format!("{term}, 'story'"), few),
         ("report", &format!("{term}, {ids}, {lists}"), few),
         ("expire", &format!("{term}, {ids}"), few),
