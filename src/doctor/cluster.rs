@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{Check, Fault, Finding, Verdict};
-use crate::cluster::rights::{self, Place};
+use crate::cluster::rights::{self, Place, Right};
 use crate::cluster::{CALL_DEADLINE, Cluster, server_time, templates};
 use crate::crd;
 use crate::telemetry::chain;
@@ -161,31 +161,37 @@ async fn kubevirt(client: &Client) -> kube::Result<Finding> {
     })
 }
 
-/// KubeVirt's own object says how it is; not every account may read it. Its version every account may ask for, and it
-/// is virt-api that answers.
+/// KubeVirt's own object says how it is; not every account may read it. Its version most may ask for, and it is
+/// virt-api that answers.
 async fn kubevirt_health(client: &Client) -> kube::Result<Finding> {
-    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("kubevirt.io", "v1", "KubeVirt"));
-    match Api::<DynamicObject>::all_with(client.clone(), &kind).list(&ListParams::default()).await {
-        Ok(list) => Ok(list.items.first().map_or_else(
-            || KUBEVIRT_HEALTH.finding(Verdict::Warning, "there is no KubeVirt object in any namespace", vec![]),
-            |object| judge_kubevirt(&object.data["status"]),
-        )),
-        Err(error) if matches!(code(&error), Some(403 | 404)) => {
-            match raw(client, "/apis/subresources.kubevirt.io/v1/version").await {
-                Ok(version) => {
-                    let version = version["gitVersion"].as_str().unwrap_or("of an unknown version").to_owned();
-                    Ok(KUBEVIRT_HEALTH.ok(format!("virt-api {version} answers; more this account may not look at")))
-                }
-                Err(error) if matches!(code(&error), Some(500..)) => {
-                    let mend = vec!["kubectl get pods -n kubevirt".to_owned()];
-                    Ok(KUBEVIRT_HEALTH.finding(Verdict::Failure, format!("virt-api does not answer: {error}"), mend))
-                }
-                Err(_) => Ok(KUBEVIRT_HEALTH
-                    .unseen("this account may not look at it: kubectl get kubevirt -A shows it to who may")),
+    let right = |group, resource| Right { place: Place::Own, group, resource, name: None, verbs: &[] };
+    if rights::may(client, "", &right("kubevirt.io", "kubevirts"), "list").await? {
+        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("kubevirt.io", "v1", "KubeVirt"));
+        match Api::<DynamicObject>::all_with(client.clone(), &kind).list(&ListParams::default()).await {
+            Ok(list) => {
+                let none = || KUBEVIRT_HEALTH.finding(Verdict::Warning, "there is no KubeVirt object", vec![]);
+                return Ok(list.items.first().map_or_else(none, |object| judge_kubevirt(&object.data["status"])));
             }
+            // The kind is not served: a KubeVirt without its operator.
+            Err(error) if code(&error) == Some(404) => (),
+            Err(error) => return Err(error),
         }
-        Err(error) => Err(error),
     }
+    let unseen = "this account may not look at it: kubectl get kubevirt -A shows it to who may";
+    if !rights::may(client, "", &right("subresources.kubevirt.io", "version"), "get").await? {
+        return Ok(KUBEVIRT_HEALTH.unseen(unseen));
+    }
+    Ok(match raw(client, "/apis/subresources.kubevirt.io/v1/version").await {
+        Ok(version) => {
+            let version = version["gitVersion"].as_str().unwrap_or("of an unknown version").to_owned();
+            KUBEVIRT_HEALTH.ok(format!("virt-api {version} answers; more this account may not look at"))
+        }
+        Err(error) if matches!(code(&error), Some(500..)) => {
+            let mend = vec!["kubectl get pods -n kubevirt".to_owned()];
+            KUBEVIRT_HEALTH.finding(Verdict::Failure, format!("virt-api does not answer: {error}"), mend)
+        }
+        Err(_) => KUBEVIRT_HEALTH.unseen(unseen),
+    })
 }
 
 fn judge_kubevirt(status: &Value) -> Finding {

@@ -2,33 +2,26 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use cyberdesk_testbed::ControlPlane;
 use kube::Client;
-use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, ListParams};
 use kube::config::Kubeconfig;
 use kube::core::{ApiResource, GroupVersionKind};
 
+use crate::manifests;
 use crate::world::until;
 
-/// What people apply, in this order.
-const MANIFESTS: [&str; 3] = [
-    include_str!("../../deploy/serviceaccount.yaml"),
-    include_str!("../../deploy/rbac.yaml"),
-    include_str!("../../deploy/accepted-templates.yaml"),
-];
-/// The account in them, and the namespace that a story's own stands in for.
-const ACCOUNT: &str = "cyberdesk-operator";
-const NAMESPACE: &str = "namespace: cyberdesk-system";
+/// What of `deploy/` the daemon needs to be there, in this order.
+const FILES: [&str; 3] = ["serviceaccount.yaml", "rbac.yaml", "accepted-templates.yaml"];
+/// The account in them.
+pub(crate) const ACCOUNT: &str = "cyberdesk-operator";
 
 /// Makes the account in a namespace, and answers a kubeconfig with a token of it.
 pub(crate) async fn in_namespace(control_plane: &ControlPlane, namespace: &str) -> Result<PathBuf> {
     let admin = control_plane.client().await?;
-    for manifest in MANIFESTS {
-        let ours = manifest.replace(NAMESPACE, &format!("namespace: {namespace}"));
-        for document in ours.split("\n---\n") {
-            apply(&admin, namespace, document).await?;
-        }
+    for file in FILES {
+        manifests::apply_all(&admin, &manifests::file(file, namespace)?).await?;
     }
     let config = control_plane.service_account(namespace, ACCOUNT).await?;
     let mut file = Kubeconfig::read_from(control_plane.kubeconfig())?;
@@ -51,16 +44,4 @@ pub(crate) async fn in_namespace(control_plane: &ControlPlane, namespace: &str) 
         .await?;
     }
     Ok(kubeconfig)
-}
-
-async fn apply(admin: &Client, namespace: &str, document: &str) -> Result<()> {
-    let object: DynamicObject = serde_saphyr::from_str(document).context("read a manifest of deploy/")?;
-    let types = object.types.as_ref().context("a manifest says what it is")?;
-    let kind = ApiResource::from_gvk(&types.try_into()?);
-    let name = object.metadata.name.clone().context("a manifest has a name")?;
-    Api::<DynamicObject>::namespaced_with(admin.clone(), namespace, &kind)
-        .patch(&name, &PatchParams::apply("kubectl"), &Patch::Apply(object))
-        .await
-        .with_context(|| format!("apply {} {name} of deploy/", kind.kind))?;
-    Ok(())
 }

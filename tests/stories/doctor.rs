@@ -337,7 +337,7 @@ async fn planted_in_the_cluster(world: &World) -> Result<()> {
 async fn bare_cluster(world: &World) -> Result<()> {
     let scratch = Scratch::new()?;
     let part = Progress::quiet().part("control plane");
-    let control_plane = ControlPlane::start(&scratch, &part).await?;
+    let control_plane = ControlPlane::start(Default::default(), &scratch, &part).await?;
     let admin = control_plane.client().await?;
     let url = world.database.url("cyberdesk_daemon");
     let variables = [("DATABASE_URL", url.as_str())];

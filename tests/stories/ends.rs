@@ -1,7 +1,7 @@
 //! What comes between the start and the end of a guest, and what a desktop makes of each.
 
 use anyhow::{Result, ensure};
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PropagationPolicy};
 use serde_json::{Value, json};
 
 use crate::world::{World, vm_name};
@@ -12,6 +12,7 @@ pub(crate) fn stories() -> Vec<Story> {
         story("a guest whose node is drained ends its row with that reason", drained),
         story("a guest whose node is lost ends its row when KubeVirt gives it up", node_lost),
         story("a desktop on a lost node is over only when its VMI is gone", ends_on_a_lost_node),
+        story("a VMI that its VM left behind goes with the desktop", left_behind),
         story("a VM that somebody stops lives on and says so, and runs again", stopped_by_hand),
         story("a VM that somebody edits is left as it is", edited_by_hand),
         story("a guest that is paused says so and is not ended", paused),
@@ -98,6 +99,21 @@ async fn ends_on_a_lost_node(world: &World) -> Result<()> {
     world.guest(&id, "give-up-node").await?;
     let row = world.until_over(&id).await?;
     ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("requested")), "{row:?}");
+    Ok(())
+}
+
+async fn left_behind(world: &World) -> Result<()> {
+    let id = a_desktop(world, json!({}), "Once").await?;
+    let name = vm_name(&id);
+    // `kubectl delete vm --cascade=orphan`, and what the garbage collector does then, which does not run here.
+    let orphan = DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
+    world.vms().delete(&name, &orphan).await?;
+    for (api, field) in [(world.vmis(), "ownerReferences"), (world.vms(), "finalizers")] {
+        let gone = Patch::Merge(json!({ "metadata": { field: null } }));
+        api.patch(&name, &PatchParams::default(), &gone).await?;
+    }
+    let row = world.until_over(&id).await?;
+    ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("vm-deleted")), "{row:?}");
     Ok(())
 }
 

@@ -10,12 +10,16 @@ mod bad_input;
 mod by_hand;
 mod connections;
 mod database;
+mod docs;
 mod doctor;
 mod ends;
+mod grants;
 mod health;
 mod in_use;
+mod install;
 mod leadership;
 mod lives;
+mod manifests;
 mod restarts;
 mod scale;
 mod screens;
@@ -28,14 +32,14 @@ mod world;
 use std::future::Future;
 use std::pin::Pin;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cyberdesk_testbed::node::NodeConfig;
 use cyberdesk_testbed::players::{KubeVirt, Players};
 use cyberdesk_testbed::simulator::{Detail, SimulatorConfig};
-use cyberdesk_testbed::{Options, Progress, Testbed, supervise};
+use cyberdesk_testbed::{Options, Progress, Testbed, control_plane, postgres, supervise};
 use libtest_mimic::{Arguments, Conclusion, Trial};
 use tokio::runtime::Runtime;
 use tokio::sync::RwLock;
@@ -104,6 +108,8 @@ fn stories() -> Vec<Story> {
         starts::stories(),
         ends::stories(),
         templates::stories(),
+        install::stories(),
+        docs::stories(),
         leadership::stories(),
         scale::stories(),
     ]
@@ -135,14 +141,42 @@ fn run(arguments: &Arguments) -> Result<Conclusion> {
     let runtime = Arc::new(Runtime::new().context("start a runtime")?);
     // Held by us alone, so that everything ends before we do.
     let (parts, _players) = runtime.block_on(start())?;
-    let conclusion = libtest_mimic::run(arguments, trials(Some((runtime.clone(), Arc::new(parts)))));
-    Ok(conclusion)
+    let parts = Arc::new(parts);
+    let conclusion = libtest_mimic::run(arguments, trials(Some((runtime.clone(), parts.clone()))));
+    let all = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.ignored;
+    if !all || conclusion.has_failed() {
+        return Ok(conclusion);
+    }
+    Ok(libtest_mimic::run(arguments, afterwards(runtime, parts)))
+}
+
+/// What only all stories together can tell.
+fn afterwards(runtime: Arc<Runtime>, parts: Arc<Parts>) -> Vec<Trial> {
+    let cluster = parts.clone();
+    let told = |told: Result<()>| told.map_err(|error| format!("{error:#}").into());
+    vec![
+        Trial::test("the Roles of deploy/ grant what the stories used, and nothing else", move || {
+            told(grants::of_the_cluster(&cluster.testbed))
+        }),
+        Trial::test("the daemon's database role may call what the stories used, and nothing else", move || {
+            let called = parts.called.lock().expect("no story panics with it").clone();
+            told(runtime.block_on(grants::of_the_database(&parts.testbed, &called)))
+        }),
+    ]
 }
 
 /// Starts the parts that all stories share. Who plays KubeVirt, the environment says: the stories are the same.
 async fn start() -> Result<(Parts, Players)> {
     let progress = Progress::quiet();
-    let testbed = Testbed::start(&Options::default(), &progress).await?;
+    let options = Options {
+        // What the daemon used of what it may: see `grants`.
+        postgres: postgres::Options {
+            settings: vec![("track_functions".to_owned(), "all".to_owned())],
+            ..postgres::Options::default()
+        },
+        control_plane: control_plane::Options { audited: true },
+    };
+    let testbed = Testbed::start(&options, &progress).await?;
     let simulator =
         SimulatorConfig { detail: Detail::Essential, back_off: Duration::from_secs(1), ..SimulatorConfig::default() };
     let (cluster, scratch, part) = (&testbed.control_plane, testbed.scratch(), progress.part("kubevirt"));
@@ -151,7 +185,7 @@ async fn start() -> Result<(Parts, Players)> {
     progress.end();
     let client = testbed.control_plane.client().await?;
     let servers = Servers::find(&testbed).await?;
-    Ok((Parts { servers, testbed, client }, players))
+    Ok((Parts { servers, testbed, client, called: Mutex::default() }, players))
 }
 
 /// Each story as a test of its own. Without parts they can only be listed.
@@ -167,7 +201,7 @@ fn trials(parts: Option<(Arc<Runtime>, Arc<Parts>)>) -> Vec<Trial> {
                 let _all = if alone { Err(room.write().await) } else { Ok(room.read().await) };
                 let world = World::new(parts).await.map_err(|error| format!("{error:#}"))?;
                 match tell.tell(&world).await {
-                    Ok(()) => Ok(()),
+                    Ok(()) => world.note_calls().await.map_err(|error| format!("{error:#}").into()),
                     Err(error) => Err(format!("{error:#}\n{}", world.autopsy().await).into()),
                 }
             })

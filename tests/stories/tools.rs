@@ -2,15 +2,18 @@
 
 use std::path::PathBuf;
 
+use cyberdesk_testbed::assets;
 use cyberdesk_testbed::pgbouncer::PgBouncer;
 
-/// A program that comes from a distribution's packages.
+/// A program that some stories run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tool {
     /// The connection pooler.
     PgBouncer,
     /// Node with npm, and what npm installs.
     Node,
+    /// kubectl, which can be built, too.
+    Kubectl,
 }
 
 impl Tool {
@@ -19,6 +22,7 @@ impl Tool {
         match self {
             Self::PgBouncer => PgBouncer::find(),
             Self::Node => on_the_path("npm").and_then(|_| on_the_path("node")),
+            Self::Kubectl => assets::find_kubectl(),
         }
     }
 
@@ -27,6 +31,7 @@ impl Tool {
         match self {
             Self::PgBouncer => "there is no pgbouncer here: apt-get install pgbouncer",
             Self::Node => "there is no Node with npm here: apt-get install nodejs npm",
+            Self::Kubectl => "there is no kubectl here: `cargo testbed kubectl version --client` builds one, with Go",
         }
     }
 

@@ -1,6 +1,6 @@
 //! The world of one story: a database, a namespace and an operator of its own, on parts shared by all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use cyberdesk_testbed::players::KubeVirt;
 use cyberdesk_testbed::supervise::{Program, Spec, Supervised};
 use cyberdesk_testbed::{Caller, Database, Testbed, kubevirt};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::config::Kubeconfig;
 use kube::core::{ApiResource, GroupVersionKind};
@@ -19,8 +19,8 @@ use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::account;
 use crate::database::Servers;
+use crate::{account, grants, manifests};
 
 /// Longest wait for anything that a story waits for. Far more than it takes: the machine may be busy. The real
 /// KubeVirt tries again by itself, after back-offs of its own.
@@ -35,6 +35,8 @@ pub(crate) struct Parts {
     pub(crate) servers: Servers,
     pub(crate) testbed: Testbed,
     pub(crate) client: Client,
+    /// The functions of ours that daemons had Postgres call, in all stories so far.
+    pub(crate) called: Mutex<BTreeSet<String>>,
 }
 
 /// The world of one story.
@@ -69,8 +71,8 @@ impl World {
     /// The same on a database of one's own choice.
     pub(crate) async fn on(parts: Arc<Parts>, database: Database) -> Result<Self> {
         let namespace = format!("story-{}", &Uuid::new_v4().simple().to_string()[..8]);
-        let new = serde_json::from_value(json!({ "metadata": { "name": namespace } }))?;
-        Api::<Namespace>::all(parts.client.clone()).create(&PostParams::default(), &new).await?;
+        // With the labels of ours: what they forbid, no desktop's pod of any story may need.
+        manifests::apply_all(&parts.client, &manifests::file("crd/namespace.yaml", &namespace)?).await?;
         let user = database.sign_up().await?;
         let app = database.connect_as("postgres").await?;
         let kubeconfig = account::in_namespace(&parts.testbed.control_plane, &namespace)
@@ -133,6 +135,13 @@ impl World {
         Ok(daemon)
     }
 
+    /// Notes what was called in this database, at a story's end.
+    pub(crate) async fn note_calls(&self) -> Result<()> {
+        let called = grants::called_in(&self.database).await?;
+        self.parts.called.lock().expect("no story panics with it").extend(called);
+        Ok(())
+    }
+
     /// A daemon's log.
     pub(crate) fn log(&self, daemon: &str) -> PathBuf {
         self.parts.testbed.directory().join(format!("{}-{daemon}.log", self.namespace))
@@ -177,6 +186,11 @@ impl World {
         let operator = operator.context("no operator runs")?;
         operator.signal(rustix::process::Signal::TERM)?;
         operator.ended().await
+    }
+
+    /// The one who owns its rows.
+    pub(crate) fn user(&self) -> Uuid {
+        self.user
     }
 
     /// Inserts a row as the app does, and answers its id.

@@ -90,17 +90,22 @@ impl Assets {
     }
 }
 
-/// A kubectl: of the PATH, of `KUBEBUILDER_ASSETS`, of the cache, or built now.
-pub async fn kubectl(part: &Part) -> Result<PathBuf> {
+/// A kubectl: of the PATH, of `KUBEBUILDER_ASSETS`, or of the cache.
+pub fn find_kubectl() -> Option<PathBuf> {
     let mut places: Vec<PathBuf> = std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect();
     places.extend(std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from));
+    places.extend(cache::directory().ok().map(|cache| cache.join(entry())));
+    places.iter().map(|place| place.join("kubectl")).find(|path| path.is_file())
+}
+
+/// The same, or one that is built now.
+pub async fn kubectl(part: &Part) -> Result<PathBuf> {
+    if let Some(found) = find_kubectl() {
+        return Ok(found);
+    }
     let cache = cache::directory()?;
     let target = cache.join(entry());
     let kubectl = target.join("kubectl");
-    places.push(target.clone());
-    if let Some(found) = places.iter().map(|place| place.join("kubectl")).find(|path| path.is_file()) {
-        return Ok(found);
-    }
     let _lock = cache::lock(&cache, &entry(), part).await?;
     if !kubectl.is_file() {
         let workshop = cache::workshop(&cache)?;

@@ -30,6 +30,21 @@ pub use crds::install;
 /// How long servers may take to be ready: generous, for a machine that compiles beside them.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What kind of control plane to start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Writes down what every ServiceAccount asks for ([`ControlPlane::audit_log`]).
+    pub audited: bool,
+}
+
+/// Who asked for what, in one line for each answer; not what was sent.
+const AUDIT_POLICY: &str = r#"{
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{ "level": "Metadata", "userGroups": ["system:serviceaccounts"] }, { "level": "None" }]
+}"#;
+
 /// A running control plane. Dropping it ends both servers and removes their data.
 #[derive(Debug)]
 pub struct ControlPlane {
@@ -44,13 +59,14 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Finds, fetches or builds the binaries, starts both servers and waits until the API is ready and the operator's
     /// CRD is established. KubeVirt's kinds come with whoever plays it.
-    pub async fn start(scratch: &Scratch, part: &Part) -> Result<Self> {
+    pub async fn start(options: Options, scratch: &Scratch, part: &Part) -> Result<Self> {
         let assets = Assets::find(part).await?;
         let identities = certificates::Identities::generate().context("make certificates")?;
         part.step("starting etcd");
         let (etcd, etcd_port) = retry_ports(|| start_etcd(&assets, scratch)).await?;
         part.step("starting kube-apiserver");
-        let (api_server, port) = retry_ports(|| start_api_server(&assets, &identities, etcd_port, scratch)).await?;
+        let started = retry_ports(|| start_api_server(options, &assets, &identities, etcd_port, scratch));
+        let (api_server, port) = started.await?;
         let kubeconfig = scratch.path().join(KUBE_APISERVER).join("kubeconfig");
         let control_plane = Self { api_server, etcd, port, kubeconfig, identities };
         part.step("waiting for the API to be ready");
@@ -78,6 +94,11 @@ impl ControlPlane {
                 _ => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
+    }
+
+    /// Where an audited API server writes events of `audit.k8s.io/v1`, as JSON, one a line.
+    pub fn audit_log(&self) -> PathBuf {
+        self.kubeconfig.with_file_name(AUDIT_LOG)
     }
 
     /// The administrator's kubeconfig file, certificates inside.
@@ -147,6 +168,7 @@ impl ControlPlane {
 
 const ETCD: &str = "etcd";
 const KUBE_APISERVER: &str = "kube-apiserver";
+const AUDIT_LOG: &str = "audit.log";
 const ISSUER: &str = "https://kubernetes.default.svc";
 
 /// Starts a server on a free port, again if someone else was quicker to take it.
@@ -193,6 +215,7 @@ async fn start_etcd(assets: &Assets, scratch: &Scratch) -> Result<(Supervised, u
 }
 
 async fn start_api_server(
+    options: Options,
     assets: &Assets,
     identities: &certificates::Identities,
     etcd_port: u16,
@@ -216,6 +239,13 @@ async fn start_api_server(
         format!("--proxy-client-cert-file={}", file("front-proxy.crt")),
         format!("--proxy-client-key-file={}", file("front-proxy.key")),
     ];
+    if options.audited {
+        std::fs::write(directory.join("audit-policy.json"), AUDIT_POLICY)?;
+        args.push(format!("--audit-policy-file={}", file("audit-policy.json")));
+        args.push(format!("--audit-log-path={}", file(AUDIT_LOG)));
+        // In megabytes: one file, however long it gets.
+        args.push("--audit-log-maxsize=10000".to_owned());
+    }
     args.extend(API_SERVER.iter().map(|&flag| flag.to_owned()));
     let program = Program::new(&assets.kube_apiserver, args);
     let mut spec = Spec::new(KUBE_APISERVER, program, &directory, directory.join("log"));

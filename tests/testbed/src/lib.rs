@@ -48,6 +48,8 @@ pub use world::World;
 pub struct Options {
     /// The database server.
     pub postgres: postgres::Options,
+    /// The API server.
+    pub control_plane: control_plane::Options,
 }
 
 /// A running testbed. Dropping it ends every server and removes all data.
@@ -67,7 +69,10 @@ impl Testbed {
         let (database, cluster) = (progress.part("postgres"), progress.part("kubernetes"));
         let (postgres, control_plane) = tokio::try_join!(
             async { Postgres::start(&options.postgres, &scratch, &database).await.context("start Postgres") },
-            async { ControlPlane::start(&scratch, &cluster).await.context("start the control plane") },
+            async {
+                let started = ControlPlane::start(options.control_plane, &scratch, &cluster).await;
+                started.context("start the control plane")
+            },
         )?;
         Ok(Self { postgres, control_plane, scratch })
     }

@@ -50,6 +50,7 @@ impl World {
                 migrate: options.operator.then(postgres::Options::default).and_then(|options| options.migrate),
                 ..postgres::Options::default()
             },
+            ..crate::Options::default()
         };
         let testbed = Testbed::start(&parts, progress).await?;
         let (database, kubevirt) = tokio::try_join!(

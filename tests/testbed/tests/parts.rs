@@ -330,7 +330,7 @@ async fn the_api_server_knows_service_accounts_and_survives_a_crash() -> Result<
     use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
     set_executable(TESTBED);
     let scratch = Scratch::new()?;
-    let cluster = ControlPlane::start(&scratch, &Progress::quiet().part("kubernetes")).await?;
+    let cluster = ControlPlane::start(Default::default(), &scratch, &Progress::quiet().part("kubernetes")).await?;
     let client = cluster.client().await?;
 
     let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("cyberdesk.io", "v1alpha1", "Cyberdesk"));

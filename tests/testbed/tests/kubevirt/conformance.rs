@@ -159,7 +159,7 @@ impl Sides {
 impl Side {
     async fn start(who: KubeVirt) -> Result<Self> {
         let (scratch, part) = (Scratch::new()?, Progress::quiet().part("kubernetes"));
-        let control_plane = ControlPlane::start(&scratch, &part).await?;
+        let control_plane = ControlPlane::start(Default::default(), &scratch, &part).await?;
         // Ends slowly enough for every controller to look in between, also on a busy machine.
         let speed = Speed { pod_end: Duration::from_secs(1), ..Speed::RECORDED };
         let node = NodeConfig { speed, ..NodeConfig::default() };

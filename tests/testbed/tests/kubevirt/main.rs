@@ -112,7 +112,8 @@ impl Drop for World {
 impl Parts {
     async fn start(speed: Speed, detail: Detail) -> Result<Self> {
         let scratch = Scratch::new()?;
-        let control_plane = ControlPlane::start(&scratch, &Progress::quiet().part("kubernetes")).await?;
+        let control_plane =
+            ControlPlane::start(Default::default(), &scratch, &Progress::quiet().part("kubernetes")).await?;
         let client = control_plane.client().await?;
         let simulator = SimulatorConfig { detail, back_off: Duration::from_secs(1), ..Default::default() };
         let node = NodeConfig { speed, ..Default::default() };
