@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::time::timeout;
 use tracing::info;
 
 use crate::cluster::{Created, Error, Written};
+use crate::database::store::Remembered;
 use crate::events::News;
 use crate::model::{Seen, Vm, Vmi};
 use crate::names::{ANNOTATION_DATABASE, Key, Owner};
@@ -41,6 +43,7 @@ impl Operator {
                 let labels = Owner::Row(id).labels(key, Some(user));
                 self.cluster.create_cr(key, labels, self.row_annotations(), &spec).await?;
                 info!(desktop = %key, "made the CR");
+                self.count_step(key, &self.metrics.insert_to_cr);
             }
             Action::ApplyCr { uid, owner: (id, user), spec } => {
                 let labels = Owner::Row(id).labels(key, Some(user));
@@ -82,6 +85,7 @@ impl Operator {
                 match failure {
                     None => {
                         info!(desktop = %key, "made the VM");
+                        self.count_step(key, &self.metrics.insert_to_vm);
                         self.failures().remove(key);
                     }
                     Some((words, fault)) => {
@@ -108,7 +112,7 @@ impl Operator {
                 return Ok(Acted::Told);
             }
             Action::Report(report) => {
-                self.write_back.report(report);
+                self.write_back.report(report, self.queue.woken(key));
                 return Ok(Acted::Told);
             }
             Action::Forget => {
@@ -120,6 +124,16 @@ impl Operator {
             }
         }
         Ok(Acted::Done)
+    }
+
+    /// The first time that this is reached by a row, how long after its insert.
+    fn count_step(&self, key: &Key, steps: &Histogram) {
+        if let (Remembered::Row(row), Some(now)) = (self.store.get(key), self.clock.now())
+            && row.vm_uid.is_none()
+            && row.observed_generation == 0
+        {
+            steps.observe(now.database.duration_since(row.created_at).as_secs_f64().max(0.0));
+        }
     }
 
     /// The database that an object's row is in.

@@ -2,11 +2,14 @@
 
 #![expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 
+mod diff;
 mod render;
+mod status;
 
 use std::ffi::OsString;
 use std::future::poll_fn;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::{Parser, Subcommand};
@@ -18,7 +21,7 @@ use tracing::warn;
 use crate::config::Config;
 use crate::database::connect::{Target, read_password, share_a_server};
 use crate::doctor::{self, Verdict};
-use crate::{crd, database, operator, telemetry};
+use crate::{cluster, crd, database, operator, telemetry};
 
 /// Keeps a fleet of virtual desktops true to a Postgres table.
 ///
@@ -61,16 +64,23 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show the fleet on one screen: by phase and reason, who leads, what waits and what ends next.
+    ///
+    /// With an ID, tell one desktop's whole story: what became of its row, its Events and conditions on one time
+    /// line, and what is awaited now. Nothing is changed.
+    Status(status::Status),
+    /// Show each desktop about which row, Cyberdesk and VM disagree, and what the daemon would do. Nothing is done.
+    Diff(diff::Diff),
     /// Print the CustomResourceDefinition.
     Crd,
 }
 
-/// Runs the program with these arguments, the first of which is its name.
+/// Runs the program with these arguments, the first of which is its name. Answers the exit code.
 ///
 /// # Errors
 ///
 /// If the command failed. The error says what to do.
-pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse_from(arguments);
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime");
     match arguments.command {
@@ -92,7 +102,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()>
         }
         Command::Doctor { json } => {
             read_dotenv()?;
-            let report = runtime()?.block_on(doctor::examine(variables()));
+            let report = runtime()?.block_on(async { doctor::examine(variables(), cluster::connect().await).await });
             match json {
                 true => println!("{}", serde_json::to_string_pretty(&report)?),
                 false => print!("{report}"),
@@ -102,10 +112,32 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()>
             Ok(())
         }
         Command::Render(render) => render.run(),
+        Command::Status(status) => {
+            read_dotenv()?;
+            return runtime()?.block_on(status.run())?.show();
+        }
+        Command::Diff(diff) => {
+            read_dotenv()?;
+            return runtime()?.block_on(diff.run())?.show();
+        }
         Command::Crd => {
             print!("{}", serde_saphyr::to_string(&crd::definition())?);
             Ok(())
         }
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a command prints, and the code that it exits with.
+struct Shown {
+    text: String,
+    code: u8,
+}
+
+impl Shown {
+    fn show(self) -> anyhow::Result<ExitCode> {
+        print!("{}", self.text);
+        Ok(ExitCode::from(self.code))
     }
 }
 

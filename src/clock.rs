@@ -6,6 +6,7 @@
 //! while the database is away can judge deadlines by its time all the same.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
@@ -38,6 +39,8 @@ struct Readings {
     cluster: Option<Reading>,
     /// How far the database's is ahead, as an earlier process has told it.
     recalled: Option<SignedDuration>,
+    database_read: Option<Instant>,
+    cluster_read: Option<Instant>,
 }
 
 impl Clock {
@@ -47,19 +50,27 @@ impl Clock {
 
     /// Takes in a reading of the database's clock.
     pub fn database(&self, reading: Reading) {
-        self.readings().database = Some(reading);
+        let mut readings = self.readings();
+        (readings.database, readings.database_read) = (Some(reading), Some(reading.at));
     }
 
     /// Takes in a reading of the API server's clock, which shows whole seconds: the time is that or up to a
     /// second later. What was known before stays if it lies in between, for it is the more exact.
     pub fn cluster(&self, reading: Reading) {
         let mut readings = self.readings();
+        readings.cluster_read = Some(reading.at);
         let shown = reading.time;
         let known = readings.cluster.map(|known| known.now(reading.at));
         let agrees = known.is_some_and(|known| shown <= known && known < later(shown, SignedDuration::from_secs(1)));
         if !agrees {
             readings.cluster = Some(reading);
         }
+    }
+
+    /// How long ago each was read: the database's and the API server's.
+    pub fn ages(&self) -> [Option<Duration>; 2] {
+        let readings = self.readings();
+        [readings.database_read, readings.cluster_read].map(|at| at.map(|at| at.elapsed()))
     }
 
     /// When the database's clock shows this time, by our monotonic one; at once, if it has.
@@ -94,8 +105,6 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]

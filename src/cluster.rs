@@ -1,8 +1,10 @@
 //! The cluster's side: a tamed client, what is watched, and the calls that change something.
 
 mod cache;
+mod counted;
 mod objects;
-mod templates;
+pub(crate) mod rights;
+pub(crate) mod templates;
 mod watch;
 mod write;
 
@@ -13,9 +15,11 @@ use jiff::Timestamp;
 use kube::Client;
 use kube::client::{ClientBuilder, DynBody};
 use tokio::time::Instant;
+use tower::layer::layer_fn;
 use tower::util::MapResponseLayer;
 
 pub use cache::Cache;
+use counted::Counted;
 pub use objects::{CrObject, Observed, VmObject, VmiObject};
 pub(crate) use templates::Keeper;
 pub(crate) use watch::follow;
@@ -38,7 +42,10 @@ pub async fn connect() -> anyhow::Result<Client> {
     config.connect_timeout = Some(Duration::from_secs(5));
     config.read_timeout = Some(watch::SILENCE);
     config.write_timeout = Some(CALL_DEADLINE);
-    Ok(ClientBuilder::try_from(config)?.with_layer(&MapResponseLayer::new(with_status)).build())
+    Ok(ClientBuilder::try_from(config)?
+        .with_layer(&MapResponseLayer::new(with_status))
+        .with_layer(&layer_fn(Counted))
+        .build())
 }
 
 /// Makes a `Status` of a bare text with which someone who has too much to do asks to be left alone: the wish in its

@@ -32,6 +32,13 @@ struct Given {
     log_format: Option<String>,
 }
 
+impl Given {
+    fn namespaces(&self) -> (String, String) {
+        let namespace = self.namespace.clone().unwrap_or_else(|| "cyberdesk-system".to_owned());
+        (namespace.clone(), self.vm_namespace.clone().unwrap_or(namespace))
+    }
+}
+
 /// Names of the variables above, without prefix.
 const NAMES: [&str; 12] = [
     "IDENTITY",
@@ -100,7 +107,7 @@ pub struct Config {
     /// VMs that KubeVirt has yet to make a VMI for, above which no more are made. About: what is being made at the
     /// same time may come on top.
     pub max_unstarted: usize,
-    /// Where `/metrics` is served.
+    /// Where `/livez`, `/readyz` and `/metrics` are served.
     pub listen: SocketAddr,
     /// What to log.
     pub logging: Logging,
@@ -143,6 +150,17 @@ impl Config {
         envy::from_iter::<_, GivenDatabase>(set(variables.to_vec())).map_err(|error| error.to_string())?.target()
     }
 
+    /// The namespaces of CRs and of VMs, whatever is wrong with other settings.
+    ///
+    /// # Errors
+    ///
+    /// If a variable cannot be read at all.
+    pub fn namespaces(variables: &[(String, String)]) -> Result<(String, String), String> {
+        let given: Given =
+            envy::prefixed(PREFIX).from_iter(set(variables.to_vec())).map_err(|error| error.to_string())?;
+        Ok(given.namespaces())
+    }
+
     /// Reads settings from variables by name. Returns them with warnings about variables that start with
     /// `CYBERDESK_` and mean nothing to us.
     ///
@@ -157,10 +175,9 @@ impl Config {
         let mut faults = vec![];
         let database = Self::target(&variables).inspect(|target| warnings.extend_from_slice(target.warnings()));
         let database = database.map_err(|fault| faults.push(fault));
+        let (namespace, vm_namespace) = given.namespaces();
         let identity =
             given.identity.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
-        let namespace = given.namespace.unwrap_or_else(|| "cyberdesk-system".to_owned());
-        let vm_namespace = given.vm_namespace.unwrap_or_else(|| namespace.clone());
         for (name, value) in [("NAMESPACE", &namespace), ("VM_NAMESPACE", &vm_namespace)] {
             if !is_dns_label(value) {
                 faults.push(format!("{PREFIX}{name} is {value:?}; it must be the name of a namespace: a DNS label"));

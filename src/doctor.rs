@@ -2,15 +2,19 @@
 //! mends it.
 //!
 //! Each check is one finding; what could not be looked at is said, and is neither right nor wrong. Nothing is ever
-//! changed: the one thing that is sent is a notification, which nobody keeps.
+//! changed: what is sent to the database is a notification, which nobody keeps; what is sent to the cluster, dry runs.
 
 use std::fmt;
 
+use kube::Client;
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::operator::templates_of;
+use cluster::Places;
 
 mod catalogue;
+mod cluster;
 mod database;
 mod schema;
 
@@ -120,11 +124,11 @@ impl fmt::Display for Report {
                 Verdict::Failure => "FAILURE",
                 Verdict::Unseen => "unseen",
             };
-            writeln!(f, "{mark:<8} {check:<14} {found}")?;
+            writeln!(f, "{mark:<8} {check:<15} {found}")?;
             if matches!(verdict, Verdict::Warning | Verdict::Failure) {
-                writeln!(f, "{:>22} {why}", "why:")?;
+                writeln!(f, "{:>23} {why}", "why:")?;
                 for line in mend.iter().flat_map(|text| text.lines()) {
-                    writeln!(f, "{:>22} {line}", "mend:")?;
+                    writeln!(f, "{:>23} {line}", "mend:")?;
                 }
             }
         }
@@ -135,8 +139,18 @@ impl fmt::Display for Report {
 
 const SETTINGS: Check = Check::new("settings", "the daemon does not start while a setting is wrong");
 
-/// Looks at everything, from the settings to the database.
-pub async fn examine(variables: Vec<(String, String)>) -> Report {
+/// Looks at everything: the settings, the database, and the cluster by this client.
+pub async fn examine(variables: Vec<(String, String)>, client: anyhow::Result<Client>) -> Report {
+    let mut report = examine_database(variables.clone()).await;
+    if let Ok((namespace, vm_namespace)) = Config::namespaces(&variables) {
+        let folder = Config::read(variables).ok().and_then(|(config, _)| templates_of(&config.templates?).ok());
+        report.findings.extend(cluster::examine(client, &Places { namespace, vm_namespace, folder }).await);
+    }
+    report
+}
+
+/// Looks at the settings and the database.
+pub async fn examine_database(variables: Vec<(String, String)>) -> Report {
     let target = Config::target(&variables);
     let mut findings = vec![match Config::read(variables) {
         Ok((_, warnings)) if warnings.is_empty() => SETTINGS.ok("all can be read"),

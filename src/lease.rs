@@ -31,6 +31,7 @@ use uuid::Uuid;
 
 use crate::brake::{BOUND, Database};
 use crate::clock::Clock;
+use crate::health::Pulse;
 use crate::telemetry::chain;
 
 /// The Lease's name, in the namespace of the CRs.
@@ -72,6 +73,10 @@ pub struct Leadership {
     floor: AtomicI64,
     /// The database knows an epoch that is not below ours.
     behind: Notify,
+    /// The Lease was read or written.
+    pub(crate) seen: Pulse,
+    /// The election goes on, whatever came of its calls.
+    pub(crate) moved: Pulse,
 }
 
 /// A lease that is ours.
@@ -88,7 +93,8 @@ impl Leadership {
     /// `identity` names this process in the Lease: in a pod, the pod's name.
     pub fn new(api: Api<Lease>, identity: String) -> Self {
         let held = watch::Sender::new(None);
-        Self { api, identity, held, floor: AtomicI64::new(0), behind: Notify::new() }
+        let (seen, moved) = Default::default();
+        Self { api, identity, held, floor: AtomicI64::new(0), behind: Notify::new(), seen, moved }
     }
 
     /// What is left of the lease. `None`: this process does not lead, and may write nothing.
@@ -205,6 +211,7 @@ impl Leadership {
         let watch = watch_object(self.api.clone(), NAME).default_backoff();
         pin_mut!(watch);
         loop {
+            self.moved.beat();
             match candidate.next(Instant::now()) {
                 Next::Wait(until) => self.observe(&mut watch, &mut candidate, until).await,
                 Next::Take => {
@@ -213,7 +220,7 @@ impl Leadership {
                         Ok(lease) => return self.hold(began, lease),
                         // Somebody was quicker, or the watch has been silent.
                         Err(error) if is_conflict(&error) => match in_time(self.api.get_opt(NAME)).await {
-                            Ok(lease) => candidate.observe(lease, Instant::now()),
+                            Ok(lease) => self.sees(&mut candidate, lease),
                             Err(_) => sleep(RETRY).await,
                         },
                         Err(error) => {
@@ -240,13 +247,18 @@ impl Leadership {
         };
         tokio::select! {
             seen = watch.next() => match seen {
-                Some(Ok(lease)) => candidate.observe(lease, Instant::now()),
+                Some(Ok(lease)) => self.sees(candidate, lease),
                 // It goes on after its back-off; when the lease is due, the take itself finds out.
                 Some(Err(error)) => warn!(error = %chain(&error), "cannot watch the Lease; will try again"),
                 None => sleep(RETRY).await,
             },
             () = due => (),
         }
+    }
+
+    fn sees(&self, candidate: &mut Candidate, lease: Option<Lease>) {
+        self.seen.beat();
+        candidate.observe(lease, Instant::now());
     }
 
     /// One try. It succeeds only on the version that was seen.
@@ -267,6 +279,7 @@ impl Leadership {
     /// Renews for as long as that can be done. Answers why it ended.
     async fn keep(&self, mut held: Held, clock: &Clock) -> &'static str {
         loop {
+            self.moved.beat();
             let behind = tokio::select! {
                 () = sleep(RENEWAL) => false,
                 () = self.behind.notified() => true,
@@ -306,6 +319,7 @@ impl Leadership {
     fn renewed(&self, held: &Held, began: Instant, lease: Lease) -> Held {
         let held = Held { term: held.term, until: began + LASTS - MARGIN, lease };
         self.held.send_replace(Some(held.clone()));
+        self.seen.beat();
         held
     }
 

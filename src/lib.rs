@@ -30,7 +30,9 @@
 //! | [`crd`] | the `Cyberdesk` custom resource |
 //! | [`clock`] | the database's and the API server's time, never this machine's |
 //! | [`doctor`] | what is wrong with this installation, why it matters, and what mends it |
-//! | [`config`], [`telemetry`], [`events`], [`metrics`], [`cli`] | settings, logs, Events, figures, the command line |
+//! | [`health`], [`metrics`], `http` | whether the daemon is well, its figures, and how both are served |
+//! | [`survey`] | both sides as they are now, read once: for `status` and `diff` |
+//! | [`config`], [`telemetry`], [`events`], [`cli`] | settings, logs, Events, the command line |
 
 mod act;
 pub mod brake;
@@ -43,6 +45,8 @@ pub mod database;
 pub mod doctor;
 pub mod events;
 pub mod fleet;
+pub mod health;
+mod http;
 pub mod lease;
 pub mod metrics;
 pub mod model;
@@ -51,5 +55,6 @@ pub mod operator;
 pub mod plan;
 pub mod queue;
 pub mod reason;
+pub mod survey;
 pub mod telemetry;
 pub mod template;

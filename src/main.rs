@@ -6,7 +6,7 @@ use cyberdesk_operator::{cli, telemetry};
 
 fn main() -> ExitCode {
     match cli::main(std::env::args_os()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("cyberdesk-operator: {}", telemetry::chain(error.as_ref()));
             ExitCode::FAILURE

@@ -94,6 +94,10 @@ pub struct Row {
     pub expires_at: Timestamp,
     /// Its deadline.
     pub timeout_at: Timestamp,
+    /// When it was inserted, by the database's clock: a moment before its commit.
+    pub created_at: Timestamp,
+    /// When what is wanted last changed, by the same.
+    pub changed_at: Timestamp,
     /// Raised by the database whenever what is wanted changes.
     pub generation: i64,
     /// The generation that we last reported to have acted on.

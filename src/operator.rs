@@ -4,6 +4,7 @@ mod orphans;
 mod pair;
 mod secrets;
 mod sources;
+mod vitals;
 mod work;
 
 use std::collections::HashMap;
@@ -34,8 +35,10 @@ use crate::database::store::Store;
 use crate::database::writeback::{self, WriteBack};
 use crate::events::Events;
 use crate::fleet::Fleet;
+use crate::health::Pulse;
+use crate::http;
 use crate::lease::{Leadership, Term};
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
 use crate::names::{Key, Owner};
 use crate::plan::{CreateFailure, Fault};
 use crate::queue::Queue;
@@ -58,8 +61,13 @@ pub struct Operator {
     pub(crate) store: Store,
     pub(crate) write_back: WriteBack,
     pub(crate) leadership: Leadership,
-    queue: Queue,
-    clock: Clock,
+    pub(crate) queue: Queue,
+    pub(crate) clock: Arc<Clock>,
+    pulses: Pulses,
+    /// The watches that are cut, and since when.
+    cuts: Mutex<HashMap<&'static str, Instant>>,
+    wakeups: Arc<Wakeups>,
+    poll_interval: Duration,
     /// Whether the database answers what is read.
     reads: Contact,
     /// All rows are to be read: a term has begun.
@@ -82,6 +90,17 @@ pub struct Operator {
     makes_in_flight: AtomicUsize,
 }
 
+/// What moves, for `/livez` and `/readyz`.
+#[derive(Debug, Default)]
+struct Pulses {
+    /// A look for changed rows begins; it rests between two.
+    scan: Pulse,
+    /// The rows that changed were read.
+    rows: Pulse,
+    /// A worker takes a desktop; it rests while there are none.
+    turn: Pulse,
+}
+
 /// Runs the daemon until `shutdown` resolves.
 ///
 /// Neither side needs to be there: what is away is tried again, and what the other side alone needs is
@@ -89,7 +108,7 @@ pub struct Operator {
 ///
 /// # Errors
 ///
-/// If a setting cannot be used at all, or `/metrics` can no longer be served.
+/// If a setting cannot be used at all, or `/livez`, `/readyz` and `/metrics` can no longer be served.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let client = cluster::connect().await.context("read how to reach the Kubernetes API server")?;
     let expected = Arc::<Expected>::default();
@@ -99,20 +118,25 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         .await
         .with_context(|| format!("listen on {}, as CYBERDESK_LISTEN says", config.listen))?;
     let address = listener.local_addr()?.to_string();
+    let (metrics, clock) = (Arc::<Metrics>::default(), Arc::<Clock>::default());
     let operator = Arc::new(Operator {
         cluster: Cluster::new(&client, &config.namespace, &config.vm_namespace),
         store: Store::default(),
-        write_back: WriteBack::default(),
+        write_back: WriteBack::new(metrics.clone(), clock.clone()),
         leadership: Leadership::new(
             Api::namespaced(cluster::connect().await?, &config.namespace),
             config.identity.clone(),
         ),
         queue: Queue::default(),
-        clock: Clock::default(),
+        clock,
+        pulses: Pulses::default(),
+        cuts: Mutex::default(),
+        wakeups: Arc::default(),
+        poll_interval: config.poll_interval,
         reads: Contact::default(),
         resync: Notify::new(),
         templates: watch::Sender::new(None),
-        metrics: Arc::default(),
+        metrics,
         events: Events::new(client.clone(), &config.identity),
         failures: Mutex::default(),
         fleet: Mutex::new(Fleet::new(config.max_unstarted)),
@@ -125,7 +149,6 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         pool,
         makes_in_flight: AtomicUsize::new(0),
     });
-    let wakeups = Arc::new(Wakeups::default());
     info!(namespace = config.namespace, vm_namespace = config.vm_namespace, address, "started");
 
     let (crs, vms, vmis) = operator.cluster.apis();
@@ -140,14 +163,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         () = told_to_stop => (),
         () = lead(&operator, &config, &client, folder, &stopping) => (),
         () = operator.leadership.run(&operator.clock) => unreachable!("there is always another election"),
-        () = operator.scan(&config, &wakeups) => unreachable!("the scan goes on for ever"),
-        () = listen::run(&config.database, &operator.pool, &wakeups) => unreachable!("the listener goes on for ever"),
+        () = operator.scan(&config) => unreachable!("the scan goes on for ever"),
+        () = listen::run(&config.database, &operator.pool, &operator.wakeups, &operator.metrics.heartbeat) => unreachable!("the listener goes on for ever"),
         () = operator.read_the_databases_clock() => unreachable!("the clocks are read for ever"),
         () = operator.read_the_api_servers_clock(&client) => unreachable!("the clocks are read for ever"),
         () = follow(crs, &operator.cluster.cr_cache, &operator.queue, config.resync_interval, |well| operator.watched("crs", well)) => unreachable!("a watch goes on for ever"),
         () = follow(vms, &operator.cluster.vm_cache, &operator.queue, config.resync_interval, |well| operator.watched("vms", well)) => unreachable!("a watch goes on for ever"),
         () = follow(vmis, &operator.cluster.vmi_cache, &operator.queue, config.resync_interval, |well| operator.watched("vmis", well)) => unreachable!("a watch goes on for ever"),
-        served = metrics::serve(listener, operator.metrics.clone()) => served?,
+        served = http::serve(listener, operator.clone()) => served?,
     }
     if tokio::time::timeout(RELEASE, operator.leadership.release()).await.is_err() {
         warn!("the API server does not answer: the Lease runs out by itself");
@@ -188,6 +211,7 @@ async fn lead(
             never = operator.sweep_secrets() => match never {},
             () = operator.leadership.ended() => operator.queue.close(),
         }
+        operator.pulses.turn.rest();
         operator.metrics.templates(std::iter::empty());
         operator.metrics.braked.set(0);
         operator.metrics.orphans.set(0);

@@ -48,6 +48,8 @@ pub enum Outcome {
 struct Entry {
     /// In this lane, ready to be taken.
     ready: Option<Lane>,
+    /// Since when it has been ready, or was when it was taken.
+    since: Option<Instant>,
     /// Being worked on; woken meanwhile for this.
     in_flight: Option<Option<Lane>>,
     /// Due at this instant, for a timer or a back-off. One that stands in a line may be, too.
@@ -79,7 +81,7 @@ impl Core {
     }
 
     /// Wakes a key.
-    pub fn wake(&mut self, key: &Key, lane: Lane) {
+    pub fn wake(&mut self, key: &Key, lane: Lane, now: Instant) {
         if !self.open {
             return;
         }
@@ -91,13 +93,16 @@ impl Core {
         if entry.failures > 0 && lane == Lane::Makes {
             return; // its back-off is running, and looks at all there is to see then
         }
-        self.make_ready(key, lane);
+        self.make_ready(key, lane, now);
     }
 
-    fn make_ready(&mut self, key: &Key, lane: Lane) {
+    fn make_ready(&mut self, key: &Key, lane: Lane, now: Instant) {
         let entry = self.entries.entry(key.clone()).or_default();
         // A key that moves up stays in its last lane too; `take` passes over what is not its lane.
         if entry.ready.is_none_or(|before| lane < before) {
+            if entry.ready.is_none() {
+                entry.since = Some(now);
+            }
             entry.ready = Some(lane);
             match lane {
                 Lane::Due => self.due.push_back(key.clone()),
@@ -131,7 +136,7 @@ impl Core {
             let due = self.entries.get_mut(&key).and_then(|entry| entry.due.take());
             let lane = due.map_or(Lane::Makes, |(_, lane)| lane);
             self.timers.remove(&(at, key.clone()));
-            self.make_ready(&key, lane);
+            self.make_ready(&key, lane, at);
         }
         for lane in [Lane::Due, Lane::Ends, Lane::Makes] {
             let queue = match lane {
@@ -165,7 +170,7 @@ impl Core {
             Outcome::Settled(at) => {
                 entry.failures = 0;
                 match (again, at) {
-                    (Some(lane), _) => self.make_ready(key, lane),
+                    (Some(lane), _) => self.make_ready(key, lane, now),
                     (None, Some(at)) => self.set_timer(key, at, Lane::Due),
                     (None, None) => drop(self.entries.remove(key)),
                 }
@@ -182,7 +187,7 @@ impl Core {
                     None => self.set_timer(key, retry, again.unwrap_or(lane).min(lane).max(Lane::Ends)),
                 }
                 if again == Some(Lane::Ends) && lane == Lane::Makes {
-                    self.make_ready(key, Lane::Ends);
+                    self.make_ready(key, Lane::Ends, now);
                 }
             }
         }
@@ -193,9 +198,15 @@ impl Core {
         self.timers.first().map(|(at, _)| *at)
     }
 
-    /// Keys ready to be worked on.
-    pub fn depth(&self) -> usize {
-        self.entries.values().filter(|entry| entry.ready.is_some()).count()
+    /// Keys ready to be worked on in this lane, and since when the first of them is.
+    pub fn waiting(&self, lane: Lane) -> (usize, Option<Instant>) {
+        let ready = self.entries.values().filter(|entry| entry.ready == Some(lane));
+        ready.fold((0, None), |(depth, oldest), entry| (depth + 1, oldest.into_iter().chain(entry.since).min()))
+    }
+
+    /// When the key that is being worked on became ready.
+    pub fn woken(&self, key: &Key) -> Option<Instant> {
+        self.entries.get(key)?.since
     }
 }
 
@@ -228,7 +239,7 @@ impl Queue {
 
     /// Wakes a key.
     pub fn wake(&self, key: &Key, lane: Lane) {
-        self.core().wake(key, lane);
+        self.core().wake(key, lane, Instant::now());
         self.changed.notify_one();
     }
 
@@ -272,9 +283,14 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Keys ready to be worked on.
-    pub fn depth(&self) -> usize {
-        self.core().depth()
+    /// Keys ready to be worked on in this lane, and since when the first of them is.
+    pub fn waiting(&self, lane: Lane) -> (usize, Option<Instant>) {
+        self.core().waiting(lane)
+    }
+
+    /// When the key that is being worked on became ready: what came meanwhile is later.
+    pub fn woken(&self, key: &Key) -> Option<Instant> {
+        self.core().woken(key)
     }
 }
 

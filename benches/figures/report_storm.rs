@@ -56,7 +56,7 @@ async fn storm(server: &cyberdesk_testbed::Postgres) -> Result<f64> {
     let (write_back, store, queue) = (WriteBack::default(), Store::default(), Queue::default());
     let began = Instant::now();
     for id in ids {
-        write_back.report(Report {
+        let report = Report {
             id,
             generation: 1,
             vm_uid: Some(id.to_string()),
@@ -65,7 +65,8 @@ async fn storm(server: &cyberdesk_testbed::Postgres) -> Result<f64> {
             message: None,
             stream_url: None,
             ended: false,
-        });
+        };
+        write_back.report(report, None);
     }
     tokio::select! {
         () = write_back.run(&pool, term, &store, &queue) => anyhow::bail!("somebody else took the fence"),

@@ -91,6 +91,16 @@ impl<T: Clone + PartialEq> Cache<T> {
         gone.chain(there).cloned().collect()
     }
 
+    /// Whether the first list is complete.
+    pub fn is_complete(&self) -> bool {
+        *self.complete.borrow()
+    }
+
+    /// Something of each object there is.
+    pub fn map<U>(&self, of: impl Fn(&T) -> U) -> Vec<U> {
+        self.state().objects.values().map(|(_, object)| of(object)).collect()
+    }
+
     /// Waits for the first complete list.
     pub async fn completed(&self) {
         // The sender is here, so it is not gone.

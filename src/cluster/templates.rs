@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Secret};
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::events::EventType;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::watch::WATCH_SECONDS;
-use super::write::Tried;
+use super::write::{Cluster, Tried};
 use super::{CALL_DEADLINE, server_time};
 use crate::config::Config;
 use crate::events::News;
@@ -34,7 +34,7 @@ use crate::names::MANAGER;
 use crate::operator::Operator;
 use crate::reason::cut;
 use crate::telemetry::chain;
-use crate::template::{self, SecretKey, Source, Sources, Template, bad_template};
+use crate::template::{self, SecretKey, Source, Sources, Template, Templates, bad_template};
 
 /// The ConfigMap with the VM templates, which people edit.
 const CONFIG_MAP: &str = "cyberdesk-vm-template";
@@ -53,8 +53,11 @@ const RETRY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Durat
 /// Most templates that the API server is shown at once.
 const AT_ONCE: usize = 8;
 
+/// What Secrets hold under the keys that templates name, or what is wrong with them.
+type Secrets = BTreeMap<SecretKey, Result<String, String>>;
+
 /// What was found of a template.
-enum Verdict {
+pub(crate) enum Verdict {
     /// It can be used; the API server warns of this.
     Accepted(Template, Vec<String>),
     /// It cannot.
@@ -270,12 +273,7 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    async fn judge(
-        &self,
-        name: &str,
-        source: &Source,
-        secrets: &BTreeMap<SecretKey, Result<String, String>>,
-    ) -> Verdict {
+    async fn judge(&self, name: &str, source: &Source, secrets: &Secrets) -> Verdict {
         let template = match Template::read(self.vm_namespace, name, source, look_up(secrets)) {
             Ok(template) => template,
             Err(refusal) => return Verdict::Refused(refusal.message),
@@ -285,46 +283,12 @@ impl<'a> Keeper<'a> {
             let before = self.conditions.get(name).filter(|before| before.accepted() && !before.message.is_empty());
             return Verdict::Accepted(template, before.map(|before| before.message.clone()).into_iter().collect());
         }
-        let samples = match template.samples() {
-            Ok(samples) => samples,
-            Err(faults) => return Verdict::Refused(faults.join("; ")),
-        };
-        let mut warnings = BTreeSet::new();
-        for sample in samples {
-            match self.operator.cluster.try_vm(&template::sample_key(), &sample.vm).await {
-                Ok(Tried::Taken(more)) => warnings.extend(more),
-                Ok(Tried::Refused(words)) => {
-                    return Verdict::Refused(format!("{name}.yaml: the API server refuses its VM: {words}"));
-                }
-                Err(error) => return Verdict::Unchecked(template, chain(&error).to_string()),
-            }
-        }
-        Verdict::Accepted(template, warnings.into_iter().collect())
+        show(&self.operator.cluster, name, template).await
     }
 
     /// What is under the keys of Secrets that the templates, or their last good versions, take user data from.
-    async fn secrets(&self, sources: &Sources) -> kube::Result<BTreeMap<SecretKey, Result<String, String>>> {
-        let keys: BTreeSet<SecretKey> =
-            sources.values().chain(self.accepted.values()).filter_map(template::secret).collect();
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), self.namespace);
-        let mut found = BTreeMap::new();
-        for key in keys {
-            let answer = match within(api.get_opt(&key.secret)).await {
-                Ok(Some(secret)) => secret
-                    .data
-                    .and_then(|mut data| data.remove(&key.key))
-                    .and_then(|bytes| String::from_utf8(bytes.0).ok())
-                    .ok_or_else(|| format!("the Secret {} has no text under the key {:?}", key.secret, key.key)),
-                Ok(None) => Err(format!("there is no Secret {} in the namespace {}", key.secret, self.namespace)),
-                Err(kube::Error::Api(status)) if status.code == 403 => Err(format!(
-                    "the operator may not read the Secret {}: add its name to the Role (deploy/rbac.yaml)",
-                    key.secret
-                )),
-                Err(error) => return Err(error),
-            };
-            found.insert(key, answer);
-        }
-        Ok(found)
+    async fn secrets(&self, sources: &Sources) -> kube::Result<Secrets> {
+        read_secrets(self.client, self.namespace, sources.values().chain(self.accepted.values())).await
     }
 
     /// Tells what is new, in the log, as Events on the ConfigMap, and in figures.
@@ -435,8 +399,107 @@ fn of_config_map(map: ConfigMap) -> Wanted {
     Wanted::OfPeople(template::sources(map.data.unwrap_or_default()), Box::new(about))
 }
 
-fn look_up(secrets: &BTreeMap<SecretKey, Result<String, String>>) -> impl Fn(&SecretKey) -> Result<String, String> {
+fn look_up(secrets: &Secrets) -> impl Fn(&SecretKey) -> Result<String, String> {
     |key| secrets.get(key).cloned().unwrap_or_else(|| Err("its Secret was not read".to_owned()))
+}
+
+/// Shows a template's samples to the API server.
+async fn show(cluster: &Cluster, name: &str, template: Template) -> Verdict {
+    let samples = match template.samples() {
+        Ok(samples) => samples,
+        Err(faults) => return Verdict::Refused(faults.join("; ")),
+    };
+    let mut warnings = BTreeSet::new();
+    for sample in samples {
+        match cluster.try_vm(&template::sample_key(), &sample.vm).await {
+            Ok(Tried::Taken(more)) => warnings.extend(more),
+            Ok(Tried::Refused(words)) => {
+                return Verdict::Refused(format!("{name}.yaml: the API server refuses its VM: {words}"));
+            }
+            Err(error) => return Verdict::Unchecked(template, chain(&error).to_string()),
+        }
+    }
+    Verdict::Accepted(template, warnings.into_iter().collect())
+}
+
+async fn read_secrets<'s>(
+    client: &Client,
+    namespace: &str,
+    sources: impl Iterator<Item = &'s Source>,
+) -> kube::Result<Secrets> {
+    let keys: BTreeSet<SecretKey> = sources.filter_map(template::secret).collect();
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let mut found = BTreeMap::new();
+    for key in keys {
+        let answer = match within(api.get_opt(&key.secret)).await {
+            Ok(Some(secret)) => secret
+                .data
+                .and_then(|mut data| data.remove(&key.key))
+                .and_then(|bytes| String::from_utf8(bytes.0).ok())
+                .ok_or_else(|| format!("the Secret {} has no text under the key {:?}", key.secret, key.key)),
+            Ok(None) => Err(format!("there is no Secret {} in the namespace {namespace}", key.secret)),
+            Err(kube::Error::Api(status)) if status.code == 403 => Err(format!(
+                "the operator may not read the Secret {}: add its name to the Role (deploy/rbac.yaml)",
+                key.secret
+            )),
+            Err(error) => return Err(error),
+        };
+        found.insert(key, answer);
+    }
+    Ok(found)
+}
+
+/// The templates as people have them now: those of the ConfigMap, or without one those that ship with the binary.
+async fn wanted(client: &Client, namespace: &str) -> kube::Result<Sources> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let list = within(maps.list(&ListParams::default().fields(&format!("metadata.name={CONFIG_MAP}")))).await?;
+    Ok(list
+        .items
+        .into_iter()
+        .next()
+        .map_or_else(template::built_in, |map| template::sources(map.data.unwrap_or_default())))
+}
+
+/// Judges each template as people have it now, without a record: by a dry run.
+///
+/// # Errors
+///
+/// If they, or the Secrets that they name, cannot be read.
+pub(crate) async fn examine(
+    client: &Client,
+    cluster: &Cluster,
+    (namespace, vm_namespace): (&str, &str),
+    folder: Option<Sources>,
+) -> kube::Result<BTreeMap<String, Verdict>> {
+    let sources = match folder {
+        Some(sources) => sources,
+        None => wanted(client, namespace).await?,
+    };
+    let secrets = read_secrets(client, namespace, sources.values()).await?;
+    let mut verdicts = BTreeMap::new();
+    for (name, source) in &sources {
+        let verdict = match Template::read(vm_namespace, name, source, look_up(&secrets)) {
+            Ok(template) => show(cluster, name, template).await,
+            Err(refusal) => Verdict::Refused(refusal.message),
+        };
+        verdicts.insert(name.clone(), verdict);
+    }
+    Ok(verdicts)
+}
+
+/// The templates that are in use: of each the last version that was accepted, as far as that was kept.
+///
+/// # Errors
+///
+/// If they, or the Secrets that they name, cannot be read.
+pub(crate) async fn in_use(client: &Client, (namespace, vm_namespace): (&str, &str)) -> kube::Result<Templates> {
+    let mut sources = wanted(client, namespace).await?;
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let record = within(maps.get_opt(RECORD)).await?.and_then(|map| map.data).unwrap_or_default();
+    let accepted = template::sources(record).into_iter().filter(|(name, _)| sources.contains_key(name));
+    sources.extend(accepted.collect::<Vec<_>>());
+    let secrets = read_secrets(client, namespace, sources.values()).await?;
+    Ok(Templates::read(vm_namespace, &sources, look_up(&secrets)))
 }
 
 async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {

@@ -20,6 +20,7 @@ use super::bond::Expected;
 pub use super::url::Route;
 use super::url::{DatabaseUrl, is_here};
 use super::{advice, tls};
+use crate::metrics;
 
 /// Connections for statements: one for the write-back, one for reading changes, one for what else is asked.
 /// LISTEN has one of its own: four in all.
@@ -193,6 +194,12 @@ pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// Runs one statement. It is unnamed (`query_typed`), so that a pooler in between does no harm.
 pub(crate) async fn query(pool: &Pool, statement: &str, params: &[Param<'_>]) -> anyhow::Result<Vec<Row>> {
+    let answer = try_query(pool, statement, params).await;
+    metrics::stated(statement, answer.is_ok());
+    answer
+}
+
+async fn try_query(pool: &Pool, statement: &str, params: &[Param<'_>]) -> anyhow::Result<Vec<Row>> {
     let client = pool.get().await.map_err(no_connection)?;
     let answer = ask(&client, statement, params).await;
     if answer.as_ref().is_err_and(|error| error.is::<NoAnswer>()) {

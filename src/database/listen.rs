@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use deadpool_postgres::Pool;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::types::Type;
@@ -44,11 +45,11 @@ pub(crate) struct Wakeups {
 }
 
 /// Listens for as long as the daemon runs.
-pub(crate) async fn run(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) {
+pub(crate) async fn run(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>, round_trips: &Histogram) {
     let mut backoff = BACKOFF.0;
     let mut told = String::new();
     loop {
-        let error = match listen(target, pool, wakeups).await {
+        let error = match listen(target, pool, wakeups, round_trips).await {
             Ok(never) => match never {},
             Err(error) => error,
         };
@@ -71,13 +72,19 @@ pub(crate) async fn run(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) {
 
 enum Never {}
 
-async fn listen(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>) -> anyhow::Result<Never> {
+async fn listen(
+    target: &Target,
+    pool: &Pool,
+    wakeups: &Arc<Wakeups>,
+    round_trips: &Histogram,
+) -> anyhow::Result<Never> {
     let mut ear = Ear::open(target, wakeups.clone()).await?;
     // What was committed before the LISTEN took effect told nobody.
     wakeups.look.notify_one();
     let mut proven = false;
     loop {
         let round_trip = ear.prove(pool).await?;
+        round_trips.observe(round_trip.as_secs_f64());
         debug!(round_trip_ms = round_trip.as_secs_f64() * 1e3, "heartbeat arrived");
         wakeups.alive.store(true, Ordering::Relaxed);
         if !std::mem::replace(&mut proven, true) {

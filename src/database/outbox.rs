@@ -22,6 +22,8 @@ const REFUSED: Duration = Duration::from_secs(60);
 pub struct Outbox {
     reports: BTreeMap<Uuid, Report>,
     expiries: BTreeSet<Uuid>,
+    /// What each waits since: what it was woken for.
+    since: BTreeMap<Uuid, Instant>,
     /// The last entries sent. The next are those after them, so that none waits behind others that do not move.
     sent: Sent,
     /// Reports that the database refuses, by themselves, and when to try them again.
@@ -83,6 +85,22 @@ impl Outbox {
         self.expiries.insert(id);
     }
 
+    /// What is to be told of this desktop has waited since then, if not since earlier.
+    pub fn waits_since(&mut self, id: Uuid, at: Instant) {
+        let since = self.since.entry(id).or_insert(at);
+        *since = at.min(*since);
+    }
+
+    /// Since when this desktop's entry has waited.
+    pub fn since(&self, id: Uuid) -> Option<Instant> {
+        self.since.get(&id).copied()
+    }
+
+    /// Since when the first of the entries has waited.
+    pub fn oldest(&self) -> Option<Instant> {
+        self.since.values().min().copied()
+    }
+
     /// The reports of the next statement.
     pub fn next_reports(&mut self, now: Instant) -> Vec<Report> {
         let (after, size) = (self.sent.report, self.sent.size.unwrap_or(BATCH));
@@ -112,6 +130,7 @@ impl Outbox {
         if self.reports.get(&report.id) == Some(report) {
             self.reports.remove(&report.id);
         }
+        self.settle(report.id);
         true
     }
 
@@ -121,8 +140,15 @@ impl Outbox {
         if done {
             self.expiries.remove(&id);
             self.refused_expiries.remove(&id);
+            self.settle(id);
         }
         done
+    }
+
+    fn settle(&mut self, id: Uuid) {
+        if !self.reports.contains_key(&id) && !self.expiries.contains(&id) {
+            self.since.remove(&id);
+        }
     }
 
     /// The database takes batches again: they grow back to their full size.
@@ -207,6 +233,21 @@ mod tests {
         sent.sort_unstable();
         sent.dedup();
         assert_eq!(sent.len(), 1200, "in three batches of 500 each was sent, though none was answered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_entry_waits_since_it_was_first_to_be_told_until_all_of_its_desktop_is_answered() {
+        let mut outbox = outbox_of(1..=1);
+        let (now, id) = (Instant::now(), Uuid::from_u128(1));
+        outbox.waits_since(id, now + REFUSED);
+        outbox.waits_since(id, now);
+        outbox.expire(id);
+        let told = outbox.next_reports(now).remove(0);
+        assert!(!outbox.answered(&told, Answer::Busy));
+        assert!(outbox.answered(&told, Answer::Final));
+        assert_eq!((outbox.oldest(), outbox.since(id)), (Some(now), Some(now)), "its expiry is not answered");
+        assert!(outbox.expiry_answered(id, Answer::Final));
+        assert_eq!((outbox.oldest(), outbox.since(id)), (None, None));
     }
 
     #[tokio::test(start_paused = true)]

@@ -81,6 +81,8 @@ fn try_decode(row: &tokio_postgres::Row) -> anyhow::Result<Row> {
         message: row.try_get("message")?,
         expires_at: row.try_get("expires_at")?,
         timeout_at: row.try_get("timeout_at")?,
+        created_at: row.try_get("created_at")?,
+        changed_at: row.try_get("changed_at")?,
         generation: row.try_get("generation")?,
         observed_generation: row.try_get("observed_generation")?,
         params: row.try_get::<_, Option<Value>>("params").unwrap_or_else(unreadable),

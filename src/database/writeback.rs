@@ -5,7 +5,7 @@
 //! app holds locked is `busy` and comes again; without the database, everything waits.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -21,8 +21,11 @@ use uuid::Uuid;
 use super::connect::{Param, query};
 use super::contact::Contact;
 use super::outbox::{Answer, Outbox};
-use super::store::Store;
+use super::store::{Remembered, Store};
+use crate::clock::Clock;
+use crate::health::Pulse;
 use crate::lease::Term;
+use crate::metrics::Metrics;
 use crate::model::{Report, RowStatus};
 use crate::names::Key;
 use crate::queue::{Lane, Queue};
@@ -48,25 +51,41 @@ pub fn is_fenced(error: &anyhow::Error) -> bool {
 pub struct WriteBack {
     outbox: Mutex<Outbox>,
     contact: Contact,
+    metrics: Arc<Metrics>,
+    clock: Arc<Clock>,
+    /// The database last took what it was told.
+    pub(crate) answered: Pulse,
     changed: Notify,
     written: Notify,
 }
 
 impl WriteBack {
+    /// One that counts what it writes.
+    pub(crate) fn new(metrics: Arc<Metrics>, clock: Arc<Clock>) -> Self {
+        Self { metrics, clock, ..Self::default() }
+    }
+
     fn outbox(&self) -> MutexGuard<'_, Outbox> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the database of a desktop. A later word of the same desktop takes the place of an earlier one.
-    pub fn report(&self, report: Report) {
-        self.outbox().report(report);
+    /// Tells the database of a desktop, which was woken for it at that time. A later word of the same desktop takes
+    /// the place of an earlier one.
+    pub fn report(&self, report: Report, woken: Option<Instant>) {
+        let mut outbox = self.outbox();
+        outbox.waits_since(report.id, woken.unwrap_or_else(Instant::now));
+        outbox.report(report);
+        drop(outbox);
         self.contact.asked();
         self.changed.notify_one();
     }
 
     /// Asks the database to end a row at its deadline.
     pub fn expire(&self, id: Uuid) {
-        self.outbox().expire(id);
+        let mut outbox = self.outbox();
+        outbox.waits_since(id, Instant::now());
+        outbox.expire(id);
+        drop(outbox);
         self.contact.asked();
         self.changed.notify_one();
     }
@@ -82,6 +101,11 @@ impl WriteBack {
         let refused = id.and_then(|id| self.outbox().refused_since(id)).map(|since| since.elapsed());
         let refused = refused.map(|refused| SignedDuration::try_from(refused).unwrap_or(SignedDuration::MAX));
         self.contact.silence().max(refused.unwrap_or_default())
+    }
+
+    /// Since when the first of them has waited.
+    pub fn oldest(&self) -> Option<Instant> {
+        self.outbox().oldest()
     }
 
     /// Waits until nothing waits to be told.
@@ -103,6 +127,7 @@ impl WriteBack {
                 Ok(moved) => {
                     self.contact.answered(self.lag() > 0);
                     backoff = BACKOFF.0;
+                    self.answered.beat();
                     self.written.notify_one();
                     if !moved {
                         sleep(BUSY).await;
@@ -121,6 +146,7 @@ impl WriteBack {
     /// Writes one batch of each kind. Tells whether that moved anything.
     async fn write(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) -> anyhow::Result<bool> {
         let due = self.outbox().next_expiries(Instant::now());
+        self.count_batch(due.len());
         let mut moved = false;
         if !due.is_empty() {
             match self.write_expiries(pool, term, store, queue, &due).await {
@@ -140,6 +166,7 @@ impl WriteBack {
         if reports.is_empty() {
             return Ok(moved);
         }
+        self.count_batch(reports.len());
         match report(pool, term, &reports).await {
             Ok(answers) => moved |= self.take_answers(pool, store, queue, &reports, &answers).await?,
             Err(error) if is_refusal(&error) => {
@@ -150,9 +177,31 @@ impl WriteBack {
                 }
                 moved = true;
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                self.metrics.retries.inc_by(reports.len() as u64);
+                return Err(error);
+            }
         }
         Ok(moved)
+    }
+
+    fn count_batch(&self, entries: usize) {
+        if entries > 0 {
+            self.metrics.batch.observe(entries as f64);
+        }
+    }
+
+    /// A report was taken.
+    fn count_report(&self, store: &Store, report: &Report) {
+        if let Some(woken) = self.outbox().since(report.id) {
+            self.metrics.change_to_row.observe(woken.elapsed().as_secs_f64());
+        }
+        let row = store.get(&Key::of_row(report.id));
+        if let (Remembered::Row(row), Some(RowStatus::Running), Some(now)) = (row, report.status, self.clock.now())
+            && row.status == RowStatus::Pending
+        {
+            self.metrics.insert_to_running.observe(now.database.duration_since(row.created_at).as_secs_f64());
+        }
     }
 
     async fn write_expiries(
@@ -163,18 +212,30 @@ impl WriteBack {
         queue: &Queue,
         due: &[Uuid],
     ) -> anyhow::Result<bool> {
-        let mut decided = vec![];
+        let (mut decided, mut expired) = (vec![], vec![]);
         let mut too_early = false;
         let answers = expire(pool, term, due).await?;
         self.outbox().expiries_accepted();
-        for (id, answer) in answers {
+        for (id, word) in answers {
+            let answer = Answer::of(&word);
+            if word == "expired" {
+                expired.push(id);
+            }
             if self.outbox().expiry_answered(id, answer) {
                 decided.push(id);
+            } else {
+                self.metrics.retries.inc();
             }
             too_early |= answer == Answer::Stale;
         }
         // What the database decided is read from it, like everything else.
-        let read = super::rows::by_id(pool, &decided).await.map(|found| store.take_in(found.rows, queue));
+        let read = super::rows::by_id(pool, &decided).await.map(|found| {
+            for row in found.rows.iter().filter(|row| expired.contains(&row.id)) {
+                let late = row.changed_at.duration_since(row.expires_at);
+                self.metrics.deadline_lateness.observe(late.as_secs_f64());
+            }
+            store.take_in(found.rows, queue);
+        });
         if too_early {
             // Extended, or our idea of the database's time was ahead: not again at once.
             sleep(BUSY).await;
@@ -199,8 +260,11 @@ impl WriteBack {
         for report in reports {
             let Some(answer) = answers.get(&report.id) else { continue };
             match answer {
-                Answer::Busy => (),
-                Answer::Final => store.confirmed(report, queue),
+                Answer::Busy => drop(self.metrics.retries.inc()),
+                Answer::Final => {
+                    self.count_report(store, report);
+                    store.confirmed(report, queue);
+                }
                 Answer::Stale => stale.push(report.id),
             }
             done += usize::from(self.outbox().answered(report, *answer));
@@ -240,12 +304,12 @@ pub async fn acquire(pool: &Pool, term: Term, holder: &str) -> anyhow::Result<Op
     Ok(Some(rows.first().context("the fence has no epoch")?.try_get(0)?))
 }
 
-async fn expire(pool: &Pool, term: Term, ids: &[Uuid]) -> anyhow::Result<Vec<(Uuid, Answer)>> {
+async fn expire(pool: &Pool, term: Term, ids: &[Uuid]) -> anyhow::Result<Vec<(Uuid, String)>> {
     let params: [Param<'_>; 3] = [(&term.epoch, Type::INT8), (&term.token, Type::UUID), (&ids, Type::UUID_ARRAY)];
     let rows = query(pool, "select id, answer from cyberdesk.expire($1, $2, $3)", &params)
         .await
         .context("end desktops at their deadline")?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, Answer::of(row.try_get(1)?)))).collect()
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
 async fn report(pool: &Pool, term: Term, reports: &[Report]) -> anyhow::Result<BTreeMap<Uuid, Answer>> {

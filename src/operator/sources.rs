@@ -1,6 +1,7 @@
 //! What wakes desktops: changed rows, cut watches, the clocks and the pause.
 
 use std::convert::Infallible;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -12,7 +13,6 @@ use super::Operator;
 use crate::clock::Reading;
 use crate::cluster;
 use crate::config::Config;
-use crate::database::listen::Wakeups;
 use crate::database::rows;
 use crate::model::{Desired, Row};
 use crate::names::Key;
@@ -38,22 +38,26 @@ const SETTLING_READINGS: u32 = 11;
 
 impl Operator {
     /// Looks for changed rows: at once when notified, and every so often in any case.
-    pub(super) async fn scan(&self, config: &Config, wakeups: &Wakeups) {
+    pub(super) async fn scan(&self, config: &Config) {
+        let wakeups = &self.wakeups;
         let mut next_resync = Instant::now();
         let mut trouble = false;
         let mut again: &[Duration] = &[];
         loop {
             // Nothing is read of rows that may not be the right ones.
+            self.pulses.scan.rest();
             if self.pair_is_right().await {
                 next_resync = Instant::now();
             }
             let resync = Instant::now() >= next_resync;
             let began = Instant::now();
             self.reads.asked();
+            self.pulses.scan.beat();
             let result = if resync { self.resync().await.map(|()| true) } else { self.read_changes().await };
             match result {
                 Ok(all) => {
                     self.reads.answered(false);
+                    self.pulses.rows.beat();
                     if resync {
                         next_resync = Instant::now() + config.resync_interval;
                     } else if !all {
@@ -70,6 +74,7 @@ impl Operator {
                     again = &[];
                 }
             }
+            self.pulses.scan.rest();
             let hears = wakeups.alive.load(Ordering::Relaxed) && !trouble;
             let poll = if hears { config.poll_interval } else { config.poll_interval.min(DEAF_POLL) };
             let (pause, rest) = again.split_first().map_or((poll, again), |(pause, rest)| (*pause, rest));
@@ -184,7 +189,13 @@ impl Operator {
     }
 
     /// A watch is cut, or goes on.
-    pub(super) fn watched(&self, kind: &str, well: bool) {
+    pub(super) fn watched(&self, kind: &'static str, well: bool) {
+        let mut cuts = self.cuts.lock().unwrap_or_else(PoisonError::into_inner);
+        match well {
+            true => drop(cuts.remove(kind)),
+            false => drop(cuts.entry(kind).or_insert_with(Instant::now)),
+        }
+        drop(cuts);
         let Some(now) = self.clock.now() else { return };
         let others = self.fleet().watched(kind, well, now.cluster);
         others.iter().for_each(|other| self.queue.wake(other, Lane::Makes));

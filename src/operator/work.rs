@@ -46,6 +46,7 @@ pub(super) async fn work(operator: &Arc<Operator>, concurrency: usize, stopping:
     if stopping.run_until_cancelled(listed).await.is_none() {
         return;
     }
+    operator.pulses.turn.beat();
     let slots = Arc::new(Semaphore::new(concurrency));
     let most_makes = concurrency - KEPT_FOR_ENDS.min(concurrency - 1);
     let mut steps = JoinSet::new();
@@ -55,6 +56,7 @@ pub(super) async fn work(operator: &Arc<Operator>, concurrency: usize, stopping:
         let Some((key, lane)) = stopping.run_until_cancelled(operator.queue.next(room)).await else {
             break;
         };
+        operator.pulses.turn.beat();
         let mut turn = Turn::begin(operator.clone(), key, lane);
         steps.spawn(async move {
             turn.outcome = turn.operator.step(&turn.key).await;

@@ -38,6 +38,8 @@ fn row() -> Row {
         message: None,
         expires_at: at(600),
         timeout_at: at(600),
+        created_at: at(0),
+        changed_at: at(0),
         generation: 1,
         observed_generation: 0,
         params: None,

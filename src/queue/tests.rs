@@ -14,6 +14,10 @@ fn open() -> Core {
     core
 }
 
+fn depth(core: &Core) -> usize {
+    [Lane::Ends, Lane::Makes].map(|lane| core.waiting(lane).0).iter().sum()
+}
+
 fn taken(core: &mut Core, now: Instant) -> Vec<String> {
     std::iter::from_fn(|| core.take(now, true)).map(|(key, _)| key.to_string()).collect()
 }
@@ -22,19 +26,19 @@ fn taken(core: &mut Core, now: Instant) -> Vec<String> {
 fn a_key_is_taken_once_however_often_it_is_woken() {
     let (mut core, now) = (open(), Instant::now());
     for _ in 0..3 {
-        core.wake(&key("a"), Lane::Makes);
+        core.wake(&key("a"), Lane::Makes, now);
     }
-    assert_eq!(core.depth(), 1);
+    assert_eq!(depth(&core), 1);
     assert_eq!(taken(&mut core, now), ["a"]);
 }
 
 #[test]
 fn a_key_woken_in_flight_is_looked_at_again_and_never_twice_at_once() {
     let (mut core, now) = (open(), Instant::now());
-    core.wake(&key("a"), Lane::Makes);
+    core.wake(&key("a"), Lane::Makes, now);
     assert_eq!(taken(&mut core, now), ["a"]);
-    core.wake(&key("a"), Lane::Makes);
-    core.wake(&key("a"), Lane::Ends);
+    core.wake(&key("a"), Lane::Makes, now);
+    core.wake(&key("a"), Lane::Ends, now);
     assert_eq!(taken(&mut core, now), [""; 0], "it is being worked on");
     core.done(&key("a"), Lane::Makes, Outcome::Settled(None), now, 0.0);
     assert_eq!(core.take(now, false), Some((key("a"), Lane::Ends)));
@@ -44,18 +48,18 @@ fn a_key_woken_in_flight_is_looked_at_again_and_never_twice_at_once() {
 fn ends_go_before_makes_and_each_lane_is_first_come_first_served() {
     let (mut core, now) = (open(), Instant::now());
     for (name, lane) in [("m1", Lane::Makes), ("m2", Lane::Makes), ("e1", Lane::Ends), ("e2", Lane::Ends)] {
-        core.wake(&key(name), lane);
+        core.wake(&key(name), lane, now);
     }
-    core.wake(&key("m2"), Lane::Ends);
+    core.wake(&key("m2"), Lane::Ends, now);
     assert_eq!(taken(&mut core, now), ["e1", "e2", "m2", "m1"]);
 }
 
 #[test]
 fn without_room_for_makes_only_ends_are_taken() {
     let (mut core, now) = (open(), Instant::now());
-    core.wake(&key("m"), Lane::Makes);
+    core.wake(&key("m"), Lane::Makes, now);
     assert_eq!(core.take(now, false), None);
-    core.wake(&key("e"), Lane::Ends);
+    core.wake(&key("e"), Lane::Ends, now);
     assert_eq!(core.take(now, false), Some((key("e"), Lane::Ends)));
     assert_eq!(core.take(now, true), Some((key("m"), Lane::Makes)));
 }
@@ -64,7 +68,7 @@ fn without_room_for_makes_only_ends_are_taken() {
 fn a_settled_key_comes_back_at_its_deadline_as_an_end() {
     let (mut core, now) = (open(), Instant::now());
     let deadline = now + Duration::from_secs(10);
-    core.wake(&key("a"), Lane::Makes);
+    core.wake(&key("a"), Lane::Makes, now);
     taken(&mut core, now);
     core.done(&key("a"), Lane::Makes, Outcome::Settled(Some(deadline)), now, 0.0);
     assert_eq!(core.next_timer(), Some(deadline));
@@ -77,12 +81,12 @@ fn a_failed_key_backs_off_longer_each_time_but_an_end_does_not_wait() {
     let (mut core, mut now) = (open(), Instant::now());
     let failed = Outcome::Failed { at_least: Duration::ZERO, deadline: None };
     let mut waits = vec![];
-    core.wake(&key("a"), Lane::Makes);
+    core.wake(&key("a"), Lane::Makes, now);
     for _ in 0..12 {
         assert_eq!(taken(&mut core, now), ["a"]);
         core.done(&key("a"), Lane::Makes, failed, now, 1.0);
-        core.wake(&key("a"), Lane::Makes);
-        assert_eq!(core.depth(), 0, "a wake does not shorten the back-off");
+        core.wake(&key("a"), Lane::Makes, now);
+        assert_eq!(depth(&core), 0, "a wake does not shorten the back-off");
         let next = core.next_timer().expect("it comes back");
         waits.push(next - now);
         now = next;
@@ -91,7 +95,7 @@ fn a_failed_key_backs_off_longer_each_time_but_an_end_does_not_wait() {
     assert_eq!(waits.last(), Some(&LONGEST_BACKOFF));
 
     let early = now - Duration::from_secs(1);
-    core.wake(&key("a"), Lane::Ends);
+    core.wake(&key("a"), Lane::Ends, now);
     assert_eq!(core.take(early, false), Some((key("a"), Lane::Ends)));
     core.done(&key("a"), Lane::Ends, Outcome::Settled(None), early, 0.0);
     assert_eq!(core.next_timer(), None, "nothing is left of a key that settled");
@@ -100,7 +104,7 @@ fn a_failed_key_backs_off_longer_each_time_but_an_end_does_not_wait() {
 #[test]
 fn the_other_side_s_wish_to_wait_longer_is_obeyed() {
     let (mut core, now) = (open(), Instant::now());
-    core.wake(&key("a"), Lane::Makes);
+    core.wake(&key("a"), Lane::Makes, now);
     taken(&mut core, now);
     let wish = Duration::from_secs(30);
     core.done(&key("a"), Lane::Makes, Outcome::Failed { at_least: wish, deadline: None }, now, 0.0);
@@ -112,9 +116,9 @@ fn a_key_that_is_due_leaves_the_line_it_stands_in() {
     let mut core = open();
     let now = Instant::now();
     for name in ["a", "b", "c"] {
-        core.wake(&key(name), Lane::Makes);
+        core.wake(&key(name), Lane::Makes, now);
     }
-    core.wake(&key("b"), Lane::Ends);
+    core.wake(&key("b"), Lane::Ends, now);
     core.due_by(&key("c"), now + SECOND);
     core.due_by(&key("c"), now + 2 * SECOND);
     assert_eq!(core.take(now + SECOND, true), Some((key("c"), Lane::Due)));
@@ -128,7 +132,7 @@ fn a_key_that_is_due_leaves_the_line_it_stands_in() {
 fn a_key_in_flight_hears_of_its_deadline_from_whoever_works_on_it() {
     let mut core = open();
     let now = Instant::now();
-    core.wake(&key("a"), Lane::Makes);
+    core.wake(&key("a"), Lane::Makes, now);
     core.due_by(&key("a"), now + SECOND);
     assert_eq!(core.take(now, true), Some((key("a"), Lane::Makes)));
     core.due_by(&key("a"), now + SECOND);
@@ -142,7 +146,7 @@ fn those_who_were_asked_to_wait_alike_come_back_apart_and_never_before_nor_much_
     let now = Instant::now();
     let wait = |wish: u64, jitter: f64| {
         let mut core = open();
-        core.wake(&key("a"), Lane::Makes);
+        core.wake(&key("a"), Lane::Makes, now);
         taken(&mut core, now);
         let failed = Outcome::Failed { at_least: Duration::from_secs(wish), deadline: None };
         core.done(&key("a"), Lane::Makes, failed, now, jitter);
@@ -188,7 +192,7 @@ fn desktops_that_fail_together_come_back_apart() {
 fn a_deadline_does_not_wait_for_the_back_off() {
     let (mut core, mut now) = (open(), Instant::now());
     let deadline = now + Duration::from_secs(3);
-    core.wake(&key("a"), Lane::Makes);
+    core.wake(&key("a"), Lane::Makes, now);
     for _ in 0..20 {
         let Some((taken, lane)) = core.take(now, true) else { break };
         if now >= deadline {
@@ -205,14 +209,14 @@ fn a_deadline_does_not_wait_for_the_back_off() {
 fn an_end_wanted_during_an_end_that_fails_is_tried_again_soon() {
     let (mut core, mut now) = (open(), Instant::now());
     let failed = Outcome::Failed { at_least: Duration::ZERO, deadline: None };
-    core.wake(&key("a"), Lane::Ends);
+    core.wake(&key("a"), Lane::Ends, now);
     for _ in 0..6 {
         let (taken, lane) = core.take(now, true).expect("it is due");
         core.done(&taken, lane, failed, now, 1.0);
         now = core.next_timer().expect("it comes back");
     }
     let (taken, lane) = core.take(now, true).expect("it is due");
-    core.wake(&key("a"), Lane::Ends);
+    core.wake(&key("a"), Lane::Ends, now);
     core.done(&taken, lane, failed, now, 1.0);
     assert_eq!(core.next_timer(), Some(now + FIRST_BACKOFF));
 }
@@ -221,12 +225,12 @@ fn an_end_wanted_during_an_end_that_fails_is_tried_again_soon() {
 fn a_hot_key_does_not_starve_others() {
     let (mut core, now) = (open(), Instant::now());
     for name in ["hot", "a", "b"] {
-        core.wake(&key(name), Lane::Makes);
+        core.wake(&key(name), Lane::Makes, now);
     }
     let mut served = vec![];
     for _ in 0..3 {
         let (taken, lane) = core.take(now, true).expect("there is work");
-        core.wake(&key("hot"), Lane::Makes);
+        core.wake(&key("hot"), Lane::Makes, now);
         core.done(&taken, lane, Outcome::Settled(None), now, 0.0);
         served.push(taken.to_string());
     }
@@ -256,15 +260,32 @@ async fn a_waiter_gets_a_key_when_it_is_woken_or_due() {
 fn a_closed_queue_keeps_no_keys_and_what_was_in_flight_ends_without_a_trace() {
     let (mut core, now) = (open(), Instant::now());
     for name in ["a", "b", "c"] {
-        core.wake(&key(name), Lane::Makes);
+        core.wake(&key(name), Lane::Makes, now);
     }
     assert_eq!(core.take(now, true), Some((key("a"), Lane::Makes)));
     core.done(&key("a"), Lane::Makes, Outcome::Settled(Some(now)), now, 0.0);
     assert_eq!(core.take(now, true), Some((key("a"), Lane::Due)), "its timer");
     core.close();
-    core.wake(&key("d"), Lane::Ends);
+    core.wake(&key("d"), Lane::Ends, now);
     core.done(&key("a"), Lane::Ends, Outcome::Settled(Some(now)), now, 0.0);
-    assert_eq!((core.depth(), core.next_timer()), (0, None));
+    assert_eq!((depth(&core), core.next_timer()), (0, None));
     core.open();
     assert_eq!(taken(&mut core, now), [""; 0]);
+}
+
+#[test]
+fn a_key_waits_since_it_was_first_woken_in_each_lane() {
+    let (mut core, now) = (open(), Instant::now());
+    let later = |seconds| now + Duration::from_secs(seconds);
+    core.wake(&key("a"), Lane::Makes, later(1));
+    core.wake(&key("a"), Lane::Makes, later(2));
+    core.wake(&key("b"), Lane::Makes, later(3));
+    core.wake(&key("c"), Lane::Ends, later(4));
+    assert_eq!(core.waiting(Lane::Makes), (2, Some(later(1))));
+    assert_eq!(core.waiting(Lane::Ends), (1, Some(later(4))));
+    core.wake(&key("a"), Lane::Ends, later(5));
+    assert_eq!(core.waiting(Lane::Ends), (2, Some(later(1))), "it waits since before it moved");
+    assert_eq!(taken(&mut core, later(6)), ["c", "a", "b"]);
+    assert_eq!(core.woken(&key("a")), Some(later(1)), "while it is worked on, it is known what for");
+    assert_eq!(core.waiting(Lane::Makes), (0, None));
 }

@@ -190,6 +190,9 @@ impl Database {
             message: desktop.message.clone(),
             expires_at: desktop.expires_at,
             timeout_at: desktop.expires_at,
+            // Nothing is decided by these two.
+            created_at: desktop.expires_at,
+            changed_at: desktop.expires_at,
             generation: desktop.generation,
             observed_generation: desktop.observed_generation,
             params: None,

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use uuid::Uuid;
 
 use crate::world::{World, vm_name};
-use crate::{Story, story};
+use crate::{Story, health, story};
 
 pub(crate) fn stories() -> Vec<Story> {
     // All others share these servers.
@@ -40,6 +40,8 @@ async fn without_the_api_server(world: &World) -> Result<()> {
     world.request_shutdown(&stopped).await?;
     let inserted = world.insert("1 hour").await?;
     world.operator_says("not done; the next look decides anew").await?;
+    health::told(world, "/readyz?verbose", 503, "[-]watch-vms failed: the API server could not be watched").await?;
+    health::told(world, "/livez", 200, "ok").await?;
     control_plane.api_server().start().await?;
     control_plane.ready().await?;
     let row = world.until_over(&stopped).await?;

@@ -155,7 +155,7 @@ async fn old_schema(world: &World) -> Result<()> {
     std::fs::write(folder.path().join("schema.ts"), include_str!("apps/old-schema.ts"))?;
     let pushed = push(world, folder.path()).await;
     let url = world.database.url("cyberdesk_daemon");
-    let examine = async || doctor::examine(vec![("DATABASE_URL".to_owned(), url.clone())]).await;
+    let examine = async || doctor::examine_database(vec![("DATABASE_URL".to_owned(), url.clone())]).await;
 
     let mut report = examine().await;
     let told = report.to_string();

@@ -158,7 +158,7 @@ async fn rotated_password(world: &World) -> Result<()> {
     world.start_operator(&[&ONLY_WHEN_WOKEN[..], &settings].concat()).await?;
     a_life(&world).await?;
     let variables = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    let report = doctor::examine(variables.collect()).await;
+    let report = doctor::examine_database(variables.collect()).await;
     ensure!(report.to_string().contains("certificate and host name are verified: TLSv1.3"), "{report}");
 
     set_password(&world.database, "geheim-2").await?;

@@ -17,6 +17,7 @@ mod docs;
 mod doctor;
 mod ends;
 mod grants;
+mod health;
 mod hostile;
 mod in_use;
 mod install;
@@ -27,6 +28,7 @@ mod orphans;
 mod outages;
 mod restarts;
 mod scale;
+mod screens;
 mod starts;
 mod templates;
 mod tools;
@@ -105,6 +107,8 @@ fn stories() -> Vec<Story> {
         wakeups::stories(),
         connections::stories(),
         doctor::stories(),
+        health::stories(),
+        screens::stories(),
         apps::stories(),
         restarts::stories(),
         bad_input::stories(),

@@ -103,6 +103,32 @@ impl World {
         Ok(())
     }
 
+    /// Runs a command of the program as by `kubectl exec`: with the daemon's settings, account and role, over which
+    /// come these. Answers exit code and standard output.
+    pub(crate) async fn command(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Result<(i32, String)> {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_cyberdesk-operator"))
+            .args(arguments)
+            .env("DATABASE_URL", self.database.url("cyberdesk_daemon"))
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("CYBERDESK_NAMESPACE", &self.namespace)
+            .envs(settings.iter().copied())
+            .current_dir(self.parts.testbed.directory())
+            .output()
+            .await?;
+        Ok((output.status.code().context("it ended by itself")?, String::from_utf8(output.stdout)?))
+    }
+
+    /// The kubeconfig of the operator's own account.
+    pub(crate) fn kubeconfig(&self) -> &std::path::Path {
+        &self.kubeconfig
+    }
+
+    /// The operator's own account.
+    pub(crate) async fn account(&self) -> Result<Client> {
+        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig)?;
+        Ok(Client::try_from(kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?)?)
+    }
+
     /// The same for one of several: its log has its name.
     pub(crate) async fn start_daemon(&self, name: &str, settings: &[(&str, &str)]) -> Result<Supervised> {
         let program = Program::new(env!("CARGO_BIN_EXE_cyberdesk-operator"), ["run"]);

@@ -99,6 +99,8 @@ async fn years(postgres: &Postgres) -> Result<()> {
         ("ended_within", "3600", few),
         ("bind", &format!("{term}, 'cluster', true"), all_live),
         ("brake", "'cluster', 'because'", few),
+        ("service_state", "", few),
+        ("history_of", &format!("'{live}'"), few),
         ("acquire", &format!("{term}, 'story'"), few),
         ("report", &format!("{term}, {ids}, {lists}"), few),
         ("expire", &format!("{term}, {ids}"), few),
