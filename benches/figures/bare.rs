@@ -10,7 +10,7 @@ use cyberdesk_operator::names::{Key, Owner};
 use cyberdesk_operator::template::{Templates, built_in, files};
 use cyberdesk_testbed::kubevirt;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::{Client, CustomResourceExt as _};
@@ -19,6 +19,8 @@ use uuid::Uuid;
 
 use crate::place::until;
 
+/// A deadline that does not come.
+const FAR: Timestamp = Timestamp::constant(4_000_000_000, 0);
 /// Calls of the bare client at once. More do not make it faster on any machine that was tried.
 pub(crate) const WIDTH: usize = 32;
 
@@ -56,8 +58,7 @@ impl Bare {
     /// Makes one desktop, one call after the other.
     pub(crate) async fn make(&self, id: Uuid, user: Uuid) -> Result<()> {
         let (key, owner) = (Key::of_row(id), Owner::Row(id));
-        let expires_at = Some(Timestamp::now() + SignedDuration::from_hours(24));
-        let spec = CyberdeskSpec { timeout_ms: None, expires_at, params: None };
+        let spec = CyberdeskSpec { timeout_ms: None, expires_at: Some(FAR), params: None };
         self.cluster.create_cr(&key, owner.labels(&key, Some(user)), BTreeMap::new(), &spec).await?;
         let manifests = self.templates.render(&key, &owner, Some(user), None);
         let manifests = manifests.map_err(|refusal| anyhow::anyhow!(refusal.message))?;

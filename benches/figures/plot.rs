@@ -8,9 +8,11 @@ use plotters::prelude::*;
 
 use crate::fleet::Costs;
 
+type Cost = fn(&Costs) -> f64;
+
 /// Draws all that was measured into an SVG file.
 pub(crate) fn draw(file: &Path, costs: &[Costs]) -> Result<()> {
-    let charts: [(&str, fn(&Costs) -> f64); 4] = [
+    let charts: [(&str, Cost); 4] = [
         ("start -> first new row served, ms", |costs| costs.first_served),
         ("a bare LIST of the same objects, ms", |costs| costs.list),
         ("memory, MB", |costs| costs.memory),

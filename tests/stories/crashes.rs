@@ -137,10 +137,20 @@ const REPORTS: [(Life, &str); 5] = [
 ];
 
 /// Statements that change something else.
-const HOUSEKEEPING: [&str; 5] = ["acquire", "reconcile_projection", "sign_of_life", "warn", "trim"];
+const HOUSEKEEPING: [&str; 6] = ["acquire", "bind", "reconcile_projection", "sign_of_life", "warn", "trim"];
 
 /// Statements that change nothing.
-const READS: [&str; 6] = ["live_desktops", "dirty_desktops", "desktops_by_id", "identity", "paused", "fence_epoch"];
+const READS: [&str; 9] = [
+    "live_desktops",
+    "dirty_desktops",
+    "desktops_by_id",
+    "ended_within",
+    "identity",
+    "pair",
+    "lost",
+    "paused",
+    "fence_epoch",
+];
 
 impl Life {
     /// Why its row says that it ended.
@@ -480,7 +490,7 @@ async fn settle(world: &World, fate: Fate, held: &[Held]) -> Result<()> {
     if !matches!(fate, Fate::Late | Fate::Stale) {
         return Ok(());
     }
-    // A Secret that comes when its desktop is over stays, as the operator may not look for it: docs/failures.md.
+    // A Secret that comes when its desktop is over goes with the next sweep: `a Secret that comes` tells of that.
     let lands = |held: &&Held| fate == Fate::Late || held.point != "create secrets";
     held.iter().filter(lands).for_each(|held| held.gate.open(Verdict::Lands));
     let landed = async || Ok(held.iter().filter(lands).all(|held| held.gate.landed() >= held.gate.held().len()));
