@@ -67,7 +67,8 @@ pub struct CyberdeskStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// `Ready`: the desktop can be used. `Started`: it was ready once; until then, what it waits for and until
-    /// when. `Ended`: it is over, and nothing of it is left.
+    /// when. `Ended`: it is over, and nothing of it is left. `Paused`, while somebody has it left as it is: the rest of
+    /// the status stays as it was then.
     #[schemars(schema_with = "conditions")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conditions: Option<Vec<Condition>>,

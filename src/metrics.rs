@@ -62,6 +62,8 @@ pub struct Metrics {
     pub(crate) heartbeat: Histogram,
     pub(crate) leader: Gauge,
     pub(crate) paused: Gauge,
+    /// Desktops that a person has paused, each by itself.
+    pub(crate) desktops_paused: Gauge,
     pub(crate) notified: Gauge,
     pub(crate) rows_age: Seconds,
     pub(crate) lag: Gauge,
@@ -228,6 +230,11 @@ impl Default for Metrics {
             ),
             leader: list.plain("leader", "Whether this daemon leads (1) or stands by (0)", Gauge::default()),
             paused: list.plain("paused", "Whether an administrator has new desktops wait (1)", Gauge::default()),
+            desktops_paused: list.plain(
+                "desktops_paused",
+                "Desktops that somebody has paused, each by itself",
+                Gauge::default(),
+            ),
             braked: list.plain(
                 "braked",
                 "Whether nothing is made or ended until a person confirms that database and cluster belong together",

@@ -110,6 +110,8 @@ pub struct Row {
     pub vm_uid: Option<String>,
     /// Whether it is over: cluster clean, and reported so.
     pub ended: bool,
+    /// Whether an administrator has it left as it is.
+    pub paused: bool,
 }
 
 /// A `Cyberdesk` object, as far as we read it.
@@ -127,6 +129,8 @@ pub struct Cr {
     pub database: Option<Uuid>,
     /// Whether it is being deleted: somebody's finalizer holds it.
     pub deleting: bool,
+    /// Whether a person has the desktop left as it is, by annotation.
+    pub paused: bool,
     /// Its spec, or why it cannot be read.
     pub spec: Result<CyberdeskSpec, String>,
     /// Whether its status could be read. A later version's, or somebody else's, may not be.

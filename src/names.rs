@@ -36,6 +36,9 @@ pub const ANNOTATION_START_DEADLINE: &str = "cyberdesk.io/start-deadline";
 /// Annotation with the URL that is written to the row when the VM is running.
 pub const ANNOTATION_STREAM_URL: &str = "cyberdesk.io/stream-url";
 
+/// Annotation with which a person has a desktop left as it is, on its CR: `true`, and nothing else.
+pub const ANNOTATION_PAUSED: &str = "cyberdesk.io/paused";
+
 /// The key of a desktop: the name of its CR.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(Arc<str>);
@@ -161,6 +164,11 @@ impl Owner {
 /// The database that an object was made for, as it is marked.
 pub fn database_of(meta: &ObjectMeta) -> Option<Uuid> {
     meta.annotations.as_ref()?.get(ANNOTATION_DATABASE)?.parse().ok()
+}
+
+/// Whether a person has it left as it is.
+pub fn is_paused(meta: &ObjectMeta) -> bool {
+    meta.annotations.as_ref().and_then(|all| all.get(ANNOTATION_PAUSED)).is_some_and(|value| value == "true")
 }
 
 /// Selects the Secrets of all these rows.

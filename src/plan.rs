@@ -9,9 +9,11 @@
 //! - A VM that was recorded and is gone means an end, never another VM.
 //! - An end that the cluster decided (crash, power-off) stands in the CR before the VM is deleted.
 //! - What is not marked as this desktop's is never touched.
+//! - A desktop that a person has paused is not touched either: see [`paused`].
 
 mod observed;
 mod orphan;
+mod paused;
 mod start;
 mod status;
 mod teardown;
@@ -30,6 +32,7 @@ use crate::names::{Key, Owner, secrets_by_hand};
 use crate::reason::{self, Reason};
 use crate::template::{Manifests, Refusal, Templates};
 pub use orphan::Orphan;
+pub(crate) use paused::says_paused;
 use start::Start;
 pub(crate) use start::is_quota;
 use status::Course;
@@ -188,6 +191,7 @@ pub fn plan(view: &View<'_>, now: Now) -> Plan {
         _ if view.braked && view.key.row_id().is_some() => Plan::nothing(),
         // "Could not see" is not "is not there".
         (_, Seen::Unknown) => Plan::nothing(),
+        _ if let Some(words) = paused::why(view) => paused::plan(view, words, now),
         (Seen::Unknown, Seen::Present(cr)) => unread::plan(view, cr, now),
         (Seen::Unknown, Seen::Absent) => Plan::nothing(),
 

@@ -71,6 +71,8 @@ pub enum Reason {
     Throttled,
     /// An administrator has us make no more VMs for now.
     MakingPaused,
+    /// Somebody has us leave it as it is.
+    DesktopPaused,
     /// The API server, an admission webhook or KubeVirt as a whole does not work.
     ClusterUnavailable,
     /// Its VMI is still there though its grace is over.
@@ -91,7 +93,7 @@ struct Line {
 
 impl Reason {
     /// All of them, for tables and tests.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::Requested,
         Self::Timeout,
         Self::Idle,
@@ -123,6 +125,7 @@ impl Reason {
         Self::StartTimeout,
         Self::Throttled,
         Self::MakingPaused,
+        Self::DesktopPaused,
         Self::ClusterUnavailable,
         Self::TeardownStuck,
     ];
@@ -301,6 +304,12 @@ impl Reason {
                 None,
                 "an administrator has paused the making of new desktops",
                 "wait, or have `paused` in `cyberdesk.settings` taken back",
+            ),
+            Self::DesktopPaused => line(
+                "desktop-paused",
+                None,
+                "somebody has paused the desktop",
+                "`kubectl annotate cd/ID cyberdesk.io/paused-` or `cyberdesk.pause_desktop(ID, false)`, as the message says",
             ),
             Self::ClusterUnavailable => line(
                 "cluster-unavailable",

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::crd::{CyberdeskSpec, CyberdeskStatus};
 use crate::model::{Cr, RunStrategy, StartRules, Vm, Vmi, VmiPhase, later};
-use crate::names::{Key, Owner, database_of};
+use crate::names::{Key, Owner, database_of, is_paused};
 use crate::queue::Lane;
 
 /// Seconds of grace of a VMI that does not say (KubeVirt's `DefaultGracePeriodSeconds`).
@@ -93,6 +93,7 @@ impl Observed for CrObject {
             owner: Owner::of(&self.metadata),
             database: database_of(&self.metadata),
             deleting: self.metadata.deletion_timestamp.is_some(),
+            paused: is_paused(&self.metadata),
             spec,
             status_readable: status.is_some(),
             status: status.unwrap_or_default(),

@@ -89,6 +89,7 @@ fn try_decode(row: &tokio_postgres::Row) -> anyhow::Result<Row> {
         status: RowStatus::parse(status).with_context(|| format!("unknown status {status:?}"))?,
         vm_uid: row.try_get("vm_uid")?,
         ended: row.try_get::<_, Option<Timestamp>>("ended_at")?.is_some(),
+        paused: row.try_get("paused")?,
     })
 }
 

@@ -10,6 +10,7 @@ use super::Operator;
 use crate::health::{self, Check, Vitals, Watch};
 use crate::http::Served;
 use crate::metrics::whole;
+use crate::plan::says_paused;
 use crate::queue::Lane;
 
 /// The watches, and the checks of `/readyz` that tell of them.
@@ -69,6 +70,8 @@ impl Operator {
     fn take_figures(&self) {
         let (vitals, metrics) = (self.vitals(), &self.metrics);
         metrics.phases(&self.cluster.cr_cache.map(|cr| cr.status.phase));
+        let paused = self.cluster.cr_cache.map(|cr| says_paused(&cr.status));
+        metrics.desktops_paused.set(whole(paused.into_iter().filter(|paused| *paused).count()));
         for lane in [Lane::Due, Lane::Ends, Lane::Makes] {
             let (depth, oldest) = self.queue.waiting(lane);
             metrics.queue(lane, depth, age(oldest).as_secs_f64());

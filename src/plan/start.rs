@@ -333,7 +333,7 @@ fn is_outage(words: &str) -> bool {
 }
 
 /// The clock at this instant: a time in which it stood still moves its deadline.
-fn tick(clock: &StartClock, stood_still: SignedDuration, stands: bool, now: Timestamp) -> StartClock {
+pub(super) fn tick(clock: &StartClock, stood_still: SignedDuration, stands: bool, now: Timestamp) -> StartClock {
     let running = |deadline| StartClock { since: now, deadline: Some(ceil(deadline)), seconds_left: None };
     match (clock.deadline, clock.seconds_left) {
         (Some(deadline), _) if stands => {

@@ -92,7 +92,11 @@ pub(super) fn project(
     }
 }
 
-fn condition(cr: &Cr, (kind, holds, (reason, message)): (&str, bool, (String, String)), now: Timestamp) -> Condition {
+pub(super) fn condition(
+    cr: &Cr,
+    (kind, holds, (reason, message)): (&str, bool, (String, String)),
+    now: Timestamp,
+) -> Condition {
     let state = if holds { "True" } else { "False" };
     let last = cr.status.conditions.iter().flatten().find(|last| last.type_ == kind && last.status == state);
     Condition {

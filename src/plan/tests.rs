@@ -1,4 +1,5 @@
 mod away;
+mod paused;
 mod starts;
 
 use std::sync::LazyLock;
@@ -46,6 +47,7 @@ fn row() -> Row {
         status: RowStatus::Pending,
         vm_uid: None,
         ended: false,
+        paused: false,
     }
 }
 
@@ -70,6 +72,7 @@ fn row_cr() -> Cr {
         owner: Some(Owner::Row(id())),
         database: Some(DATABASE),
         deleting: false,
+        paused: false,
         status_readable: true,
         spec: Ok(CyberdeskSpec { expires_at: Some(at(600)), ..Default::default() }),
         status: CyberdeskStatus::default(),

@@ -89,6 +89,7 @@ impl Cluster {
             owner,
             database,
             deleting: false,
+            paused: false,
             spec: Ok(spec),
             status_readable: true,
             status: CyberdeskStatus::default(),

@@ -199,6 +199,7 @@ impl Database {
             status: desktop.status.or(status).expect("a tombstone keeps its last status"),
             vm_uid: desktop.vm_uid.clone(),
             ended: desktop.ended,
+            paused: false,
         })
     }
 

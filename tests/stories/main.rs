@@ -26,6 +26,7 @@ mod lives;
 mod manifests;
 mod orphans;
 mod outages;
+mod pause;
 mod restarts;
 mod scale;
 mod screens;
@@ -103,6 +104,7 @@ fn stories() -> Vec<Story> {
         outages::stories(),
         deadlines::stories(),
         in_use::stories(),
+        pause::stories(),
         by_hand::stories(),
         wakeups::stories(),
         connections::stories(),

@@ -15,6 +15,7 @@ pub(super) const STORIES: &[Story] = &[
     ("params choose the idle timeout, and a bad one is refused in words", |p| Box::pin(by_params(p))),
     ("each end that is near is told once, and again after an extension", |p| Box::pin(warnings(p))),
     ("whoever idles is warned, and a touch takes the warning back", |p| Box::pin(idle_warnings(p))),
+    ("a paused desktop is ended by no deadline, and only an administrator pauses it", |p| Box::pin(paused(p))),
     ("warnings pass by rows that the app holds, and obey the fence", |p| Box::pin(warnings_yield(p))),
 ];
 
@@ -274,5 +275,37 @@ async fn warnings_yield(postgres: &Postgres) -> Result<()> {
     let deposed =
         fixture.operator.client.query("select * from cyberdesk.warn(0, $1, 1)", &[&fixture.operator.token]).await;
     ensure!(code(deposed) == "CD001");
+    Ok(())
+}
+
+async fn paused(postgres: &Postgres) -> Result<()> {
+    let fixture = Fixture::new(postgres).await?;
+    let id = fixture.insert_running().await?;
+    let pause = async |paused: bool| -> Result<bool> {
+        let statement = "select cyberdesk.pause_desktop($1, $2)";
+        Ok(fixture.app.query_one(statement, &[&id, &paused]).await?.get(0))
+    };
+    ensure!(pause(true).await? && !pause(true).await?, "it is so already");
+    ensure!(fixture.operator.look(id, &["paused", "generation"]).await? == "true 2", "the operator hears of it");
+    let due = "update public.cyberdesk_instances set timeout_at = now() - interval '1 minute' where id = $1";
+    fixture.execute(due, id).await?;
+    ensure!(fixture.operator.expire(&[id]).await? == ["same"]);
+    ensure!(!fixture.row(id).await?.requested, "its deadline does not end it");
+
+    // Its tombstone is resumed as well.
+    fixture.execute("delete from public.cyberdesk_instances where id = $1", id).await?;
+    ensure!(fixture.operator.look(id, &["desired", "paused"]).await? == "absent true");
+    ensure!(pause(false).await?);
+    ensure!(fixture.operator.look(id, &["paused"]).await? == "false");
+
+    let told = "select string_agg(event, ' ' order by id) from public.cyberdesk_desktop_history where desktop_id = $1";
+    let told: String = fixture.app.query_one(told, &[&id]).await?.get(0);
+    ensure!(told == "created status paused deadline deleted", "what becomes of a deleted row is not told: {told}");
+
+    let unknown = "select cyberdesk.pause_desktop(gen_random_uuid())";
+    let refused = fixture.app.query_one(unknown, &[]).await;
+    ensure!(
+        refused.is_err_and(|error| error.as_db_error().is_some_and(|error| error.message().contains("no desktop")))
+    );
     Ok(())
 }

@@ -98,6 +98,7 @@ pub(super) const MATRIX: &[Line] = &[
     ("function cyberdesk.check_lifetime(interval,interval,interval)", NOBODY),
     ("function cyberdesk.claims()", NOBODY),
     ("function cyberdesk.confirm_pair(text)", NOBODY),
+    ("function cyberdesk.pause_desktop(uuid,boolean)", NOBODY),
     ("function cyberdesk.erase_user()", NOBODY),
     ("function cyberdesk.guard()", NOBODY),
     ("function cyberdesk.idle_timeout_of(jsonb)", NOBODY),
