@@ -138,7 +138,12 @@ impl Operator {
                     Ok(Acted::Looked(seen)) => live = Some(*seen),
                     Ok(Acted::Forgotten) => return Outcome::Settled(None),
                     Err(error) => {
-                        warn!(desktop = %key, error = %chain(&error), "not done; the next look decides anew");
+                        let why = chain(&error);
+                        // Once per trouble: the back-off repeats it for as long as it lasts.
+                        match self.queue.has_failed(key) {
+                            false => warn!(desktop = %key, error = %why, "not done; the next look decides anew"),
+                            true => debug!(desktop = %key, error = %why, "still not done"),
+                        }
                         return Outcome::Failed { at_least: error.retry_after(), deadline };
                     }
                 }
@@ -147,7 +152,9 @@ impl Operator {
                 return Outcome::Settled(deadline);
             }
         }
-        warn!(desktop = %key, "not settled after {ROUNDS} rounds; will look again");
+        if !self.queue.has_failed(key) {
+            warn!(desktop = %key, "not settled after {ROUNDS} rounds; will look again");
+        }
         FAILED
     }
 
@@ -160,7 +167,9 @@ impl Operator {
         let (vm, vmi) = live.unwrap_or_else(|| (self.cluster.vm_cache.get(key), self.cluster.vmi_cache.get(key)));
         let known = !matches!((&cr, &vm, &vmi), (Seen::Absent, Seen::Absent, Seen::Absent));
         let row = self.row(key, known).await.inspect_err(|error| {
-            warn!(desktop = %key, error = %chain(error.as_ref()), "cannot read the row; will try again");
+            if !self.queue.has_failed(key) {
+                warn!(desktop = %key, error = %chain(error.as_ref()), "cannot read the row; will try again");
+            }
         });
         let unread = row.is_err();
         let row = row.unwrap_or(Seen::Unknown);
