@@ -190,6 +190,16 @@ impl Core {
         }
     }
 
+    /// Whether the key that is being worked on may be looked at once more in the same turn. It may not if it is hot:
+    /// it is looked at again when it has cooled down.
+    pub fn another_look(&mut self, key: &Key, lane: Lane, now: Instant) -> bool {
+        let may = lane != Lane::Makes || self.heat.look(key, now).is_ok();
+        if !may {
+            self.wake(key, lane, now);
+        }
+        may
+    }
+
     /// Ends the work on a key. `jitter` in 0..1 spreads the back-off over half of it.
     pub fn done(&mut self, key: &Key, lane: Lane, outcome: Outcome, now: Instant, jitter: f64) {
         let Some(entry) = self.entries.get_mut(key) else {
@@ -200,9 +210,12 @@ impl Core {
             Outcome::Settled(at) => {
                 entry.failures = 0;
                 match (again, at) {
-                    (Some(lane), _) => self.make_ready(key, lane, now),
-                    (None, Some(at)) => self.set_timer(key, at, Lane::Due),
                     (None, None) => drop(self.entries.remove(key)),
+                    (again, at) => {
+                        // Its deadline holds while it stands in a line, or cools down.
+                        at.into_iter().for_each(|at| self.set_timer(key, at, Lane::Due));
+                        again.into_iter().for_each(|lane| self.make_ready(key, lane, now));
+                    }
                 }
             }
             Outcome::Failed { at_least, deadline } => {
@@ -335,6 +348,11 @@ impl Queue {
                 () = due => (),
             }
         }
+    }
+
+    /// Whether the key that is being worked on may be looked at once more in the same turn. If not, it comes again.
+    pub fn another_look(&self, key: &Key, lane: Lane) -> bool {
+        self.core().another_look(key, lane, Instant::now())
     }
 
     /// Ends the work on a key.

@@ -59,7 +59,7 @@ pub(super) async fn work(operator: &Arc<Operator>, concurrency: usize, stopping:
         operator.pulses.turn.beat();
         let mut turn = Turn::begin(operator.clone(), key, lane);
         steps.spawn(async move {
-            turn.outcome = turn.operator.step(&turn.key).await;
+            turn.outcome = turn.operator.step(&turn.key, turn.lane).await;
             drop((turn, slot));
         });
         while let Some(ended) = steps.try_join_next() {
@@ -116,7 +116,7 @@ const FAILED: Outcome = Outcome::Failed { at_least: Duration::ZERO, deadline: No
 
 impl Operator {
     /// Looks, plans and acts on one desktop until nothing is left to do, or something must be waited for.
-    async fn step(&self, key: &Key) -> Outcome {
+    async fn step(&self, key: &Key, lane: Lane) -> Outcome {
         let mut live = None;
         for _ in 0..ROUNDS {
             // Neither side has told the time yet.
@@ -148,7 +148,7 @@ impl Operator {
                     }
                 }
             }
-            if told {
+            if told || !self.queue.another_look(key, lane) {
                 return Outcome::Settled(deadline);
             }
         }

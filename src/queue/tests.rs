@@ -347,6 +347,19 @@ fn ends_and_deadlines_of_a_key_that_cools_down_do_not_wait() {
 }
 
 #[test]
+fn looks_of_one_turn_count_as_those_of_many_do() {
+    let (mut core, now) = (open(), Instant::now());
+    core.wake(&key("hot"), Lane::Makes, now);
+    let (taken, lane) = core.take(now, true).expect("it was woken");
+    let more = (0..1000).take_while(|_| core.another_look(&taken, lane, now)).count();
+    assert_eq!(more + 1, usize::try_from(BURST).expect("it is small"));
+    core.done(&taken, lane, Outcome::Settled(Some(now + SECOND / 2)), now, 0.0);
+    assert_eq!(core.take(now, true), None, "it cools down");
+    assert_eq!(core.take(now + SECOND / 2, true), Some((key("hot"), Lane::Due)), "and its deadline holds");
+    assert!((0..1000).all(|_| core.another_look(&taken, Lane::Ends, now)), "ends do not wait");
+}
+
+#[test]
 fn a_deadline_holds_while_its_key_cools_down() {
     let (mut core, now) = (open(), Instant::now());
     let deadline = now + 3 * SECOND + SECOND / 100;
@@ -355,6 +368,7 @@ fn a_deadline_holds_while_its_key_cools_down() {
         let now = now + SECOND / 50 * number;
         core.wake(&key("hot"), Lane::Makes, now);
         while let Some((taken, lane)) = core.take(now, true) {
+            core.wake(&key("hot"), Lane::Makes, now);
             if lane == Lane::Due {
                 lateness.get_or_insert(now - deadline);
             }
