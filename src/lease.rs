@@ -224,7 +224,7 @@ impl Leadership {
                             Err(_) => sleep(RETRY).await,
                         },
                         Err(error) => {
-                            warn!(error = %chain(&error), "cannot take the Lease; will try again");
+                            candidate.warn_once(&error, "cannot take the Lease; will try again");
                             sleep(RETRY).await;
                         }
                     }
@@ -249,7 +249,7 @@ impl Leadership {
             seen = watch.next() => match seen {
                 Some(Ok(lease)) => self.sees(candidate, lease),
                 // It goes on after its back-off; when the lease is due, the take itself finds out.
-                Some(Err(error)) => warn!(error = %chain(&error), "cannot watch the Lease; will try again"),
+                Some(Err(error)) => candidate.warn_once(&error, "cannot watch the Lease; will try again"),
                 None => sleep(RETRY).await,
             },
             () = due => (),
@@ -285,6 +285,7 @@ impl Leadership {
                 () = self.behind.notified() => true,
             };
             let epoch = if behind { self.next_epoch() } else { held.term.epoch };
+            let mut trouble = false;
             held = loop {
                 let began = Instant::now();
                 let lease = self.written(held.lease.clone(), epoch, clock);
@@ -302,7 +303,9 @@ impl Leadership {
                         }
                     }
                     Ok(Err(error)) => {
-                        warn!(error = %chain(&error), "cannot renew the Lease; will try again");
+                        if !std::mem::replace(&mut trouble, true) {
+                            warn!(error = %chain(&error), "cannot renew the Lease; will try again");
+                        }
                         sleep(RETRY).await;
                     }
                     Err(_) => return "the Lease ran out before it could be renewed",
@@ -394,11 +397,13 @@ struct Candidate {
     seen: Option<(Option<Lease>, Instant)>,
     /// Whether the Lease could be one that this process's predecessor left.
     fresh: bool,
+    /// Since it last saw the Lease it was told that something does not work.
+    trouble: bool,
 }
 
 impl Candidate {
     fn new(identity: String, fresh: bool) -> Self {
-        Self { identity, seen: None, fresh }
+        Self { identity, seen: None, fresh, trouble: false }
     }
 
     fn lease(&self) -> Option<&Lease> {
@@ -406,6 +411,7 @@ impl Candidate {
     }
 
     fn observe(&mut self, lease: Option<Lease>, now: Instant) {
+        self.trouble = false;
         // From the second look on, our name in it is another process's.
         self.fresh &= self.seen.is_none();
         let version = |lease: &Option<Lease>| {
@@ -414,6 +420,13 @@ impl Candidate {
         match &mut self.seen {
             Some((known, _)) if version(known) == version(&lease) => (),
             seen => *seen = Some((lease, now)),
+        }
+    }
+
+    /// Tells of trouble, once until the Lease is seen again.
+    fn warn_once(&mut self, error: &(dyn std::error::Error + 'static), words: &str) {
+        if !std::mem::replace(&mut self.trouble, true) {
+            warn!(error = %chain(error), "{words}");
         }
     }
 

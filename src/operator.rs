@@ -241,7 +241,7 @@ pub(crate) fn templates_of(folder: &std::path::Path) -> anyhow::Result<template:
 impl Operator {
     /// Writes back, in the term that is and in those that follow.
     async fn write(&self, config: &Config) -> Infallible {
-        let mut pause = DEPOSED.0;
+        let (mut pause, mut trouble) = (DEPOSED.0, false);
         loop {
             let term = self.leadership.begun().await;
             let agreed = self.agree(term, config).await;
@@ -250,10 +250,13 @@ impl Operator {
                 () = self.expected.differs() => continue,
             };
             if let Err(error) = self.bind(term, &agreed).await {
-                warn!(error = %chain(error.as_ref()), "cannot bind database and cluster; will try again");
+                if !std::mem::replace(&mut trouble, true) {
+                    warn!(error = %chain(error.as_ref()), "cannot bind database and cluster; will try again");
+                }
                 sleep(DEPOSED.0).await;
                 continue;
             }
+            trouble = false;
             info!(epoch = term.epoch, "writing to the database");
             let began = Instant::now();
             tokio::select! {
@@ -282,7 +285,7 @@ impl Operator {
     /// Takes the database's fence for this term, or for a later one where the database knows a later epoch: of a
     /// Lease that somebody deleted, or of another cluster.
     async fn take_fence(&self, mut term: Term, holder: &str) -> Term {
-        let mut backoff = Duration::from_millis(250);
+        let (mut backoff, mut trouble) = (Duration::from_millis(250), false);
         loop {
             match writeback::acquire(&self.pool, term, holder).await {
                 Ok(None) => return term,
@@ -295,7 +298,9 @@ impl Operator {
                     term = self.leadership.raise_above(epoch, term).await;
                 }
                 Err(error) => {
-                    warn!(error = %chain(error.as_ref()), "cannot begin to write to the database; will try again");
+                    if !std::mem::replace(&mut trouble, true) {
+                        warn!(error = %chain(error.as_ref()), "cannot begin to write to the database; will try again");
+                    }
                     sleep(backoff).await;
                     backoff = (backoff * 2).min(Duration::from_secs(5));
                 }

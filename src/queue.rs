@@ -3,7 +3,9 @@
 //! Level-triggered: a key is in it or not, however often it is woken, and is never worked on twice at
 //! once. A key woken while it is being worked on is looked at again. Three FIFO lanes: a burst of new
 //! desktops must not delay a shutdown, nor a burst of shutdowns a deadline. A key that failed waits for its back-off, unless
-//! an end is wanted of it. The core is pure, with time as an argument; [`Queue`] adds the waiting.
+//! an end is wanted of it. One that is looked at all the time, as something of it changes all the time, cools down
+//! between two looks: what a look costs, and writes, is bounded by seconds and not by changes. The core is pure, with
+//! time as an argument; [`Queue`] adds the waiting.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -18,6 +20,11 @@ use crate::names::Key;
 /// First and longest wait after failures in a row. It doubles from the one to the other.
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Looks at one key that may come as fast as it is woken, and the time after which one of them is given back. A desktop
+/// that starts is looked at some ten to twenty times within a second or two, and shall not wait.
+const BURST: u32 = 40;
+const SPACING: Duration = Duration::from_secs(1);
 
 /// What a key waits for. The first goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +63,8 @@ struct Entry {
     due: Option<(Instant, Lane)>,
     /// Looks that failed in a row. While there are any, only ends come before `due`.
     failures: u32,
+    /// Looked at too often: until then, only ends and what is due.
+    cooling: Option<Instant>,
 }
 
 /// The queue without waiting.
@@ -66,6 +75,8 @@ pub struct Core {
     ends: VecDeque<Key>,
     makes: VecDeque<Key>,
     timers: BTreeSet<(Instant, Key)>,
+    cooling: BTreeSet<(Instant, Key)>,
+    heat: Heat,
     open: bool,
 }
 
@@ -90,8 +101,8 @@ impl Core {
             *again = Some(again.map_or(lane, |before| before.min(lane)));
             return;
         }
-        if entry.failures > 0 && lane == Lane::Makes {
-            return; // its back-off is running, and looks at all there is to see then
+        if (entry.failures > 0 || entry.cooling.is_some()) && lane == Lane::Makes {
+            return; // its time comes, and looks at all there is to see then
         }
         self.make_ready(key, lane, now);
     }
@@ -138,6 +149,11 @@ impl Core {
             self.timers.remove(&(at, key.clone()));
             self.make_ready(&key, lane, at);
         }
+        while let Some((at, key)) = self.cooling.first().cloned().filter(|(at, _)| *at <= now) {
+            self.stop_cooling(&key);
+            self.make_ready(&key, Lane::Makes, at);
+        }
+        self.heat.sweep(now);
         for lane in [Lane::Due, Lane::Ends, Lane::Makes] {
             let queue = match lane {
                 Lane::Due => &mut self.due,
@@ -147,17 +163,41 @@ impl Core {
             };
             while let Some(key) = queue.pop_front() {
                 let entry = self.entries.get_mut(&key).filter(|entry| entry.ready == Some(lane));
-                if let Some(entry) = entry {
-                    entry.ready = None;
-                    entry.in_flight = Some(None);
-                    if let Some((at, _)) = entry.due.take() {
-                        self.timers.remove(&(at, key.clone()));
-                    }
-                    return Some((key, lane));
+                let Some(entry) = entry else { continue };
+                entry.ready = None;
+                if lane == Lane::Makes
+                    && let Err(until) = self.heat.look(&key, now)
+                {
+                    entry.cooling = Some(until);
+                    self.cooling.insert((until, key));
+                    continue;
                 }
+                entry.in_flight = Some(None);
+                if let Some((at, _)) = entry.due.take() {
+                    self.timers.remove(&(at, key.clone()));
+                }
+                self.stop_cooling(&key);
+                return Some((key, lane));
             }
         }
         None
+    }
+
+    /// Whoever looks at it now sees what it was to be looked at for.
+    fn stop_cooling(&mut self, key: &Key) {
+        if let Some(until) = self.entries.get_mut(key).and_then(|entry| entry.cooling.take()) {
+            self.cooling.remove(&(until, key.clone()));
+        }
+    }
+
+    /// Whether the key that is being worked on may be looked at once more in the same turn. It may not if it is hot:
+    /// it is looked at again when it has cooled down.
+    pub fn another_look(&mut self, key: &Key, lane: Lane, now: Instant) -> bool {
+        let may = lane != Lane::Makes || self.heat.look(key, now).is_ok();
+        if !may {
+            self.wake(key, lane, now);
+        }
+        may
     }
 
     /// Ends the work on a key. `jitter` in 0..1 spreads the back-off over half of it.
@@ -170,9 +210,12 @@ impl Core {
             Outcome::Settled(at) => {
                 entry.failures = 0;
                 match (again, at) {
-                    (Some(lane), _) => self.make_ready(key, lane, now),
-                    (None, Some(at)) => self.set_timer(key, at, Lane::Due),
                     (None, None) => drop(self.entries.remove(key)),
+                    (again, at) => {
+                        // Its deadline holds while it stands in a line, or cools down.
+                        at.into_iter().for_each(|at| self.set_timer(key, at, Lane::Due));
+                        again.into_iter().for_each(|lane| self.make_ready(key, lane, now));
+                    }
                 }
             }
             Outcome::Failed { at_least, deadline } => {
@@ -195,7 +238,12 @@ impl Core {
 
     /// When the next timer is due.
     pub fn next_timer(&self) -> Option<Instant> {
-        self.timers.first().map(|(at, _)| *at)
+        [&self.timers, &self.cooling].into_iter().filter_map(|timers| timers.first()).map(|(at, _)| *at).min()
+    }
+
+    /// Whether the last look at this key failed too.
+    pub fn has_failed(&self, key: &Key) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.failures > 0)
     }
 
     /// Keys ready to be worked on in this lane, and since when the first of them is.
@@ -207,6 +255,35 @@ impl Core {
     /// When the key that is being worked on became ready.
     pub fn woken(&self, key: &Key) -> Option<Instant> {
         self.entries.get(key)?.since
+    }
+}
+
+/// How often each key was looked at of late: when it will be as if it never was. Those of whom it already is are
+/// forgotten.
+#[derive(Debug, Default)]
+struct Heat {
+    cool_at: HashMap<Key, Instant>,
+    swept: Option<Instant>,
+}
+
+impl Heat {
+    /// Counts a look, or says when there may be one.
+    fn look(&mut self, key: &Key, now: Instant) -> Result<(), Instant> {
+        let cool_at = self.cool_at.entry(key.clone()).or_insert(now);
+        let credit = SPACING * (BURST - 1);
+        if *cool_at > now + credit {
+            return Err(*cool_at - credit);
+        }
+        *cool_at = now.max(*cool_at) + SPACING;
+        Ok(())
+    }
+
+    /// Forgets who is cool, now and then.
+    fn sweep(&mut self, now: Instant) {
+        if self.swept.is_none_or(|swept| now >= swept + SPACING) {
+            self.cool_at.retain(|_, cool_at| *cool_at > now);
+            self.swept = Some(now);
+        }
     }
 }
 
@@ -273,6 +350,11 @@ impl Queue {
         }
     }
 
+    /// Whether the key that is being worked on may be looked at once more in the same turn. If not, it comes again.
+    pub fn another_look(&self, key: &Key, lane: Lane) -> bool {
+        self.core().another_look(key, lane, Instant::now())
+    }
+
     /// Ends the work on a key.
     pub fn done(&self, key: &Key, lane: Lane, outcome: Outcome) {
         // By the key, so that keys spread, and a simulation's next run goes as the last.
@@ -286,6 +368,11 @@ impl Queue {
     /// Keys ready to be worked on in this lane, and since when the first of them is.
     pub fn waiting(&self, lane: Lane) -> (usize, Option<Instant>) {
         self.core().waiting(lane)
+    }
+
+    /// Whether the last look at this key failed too.
+    pub fn has_failed(&self, key: &Key) -> bool {
+        self.core().has_failed(key)
     }
 
     /// When the key that is being worked on became ready: what came meanwhile is later.

@@ -135,6 +135,8 @@ pub(crate) struct Keeper<'a> {
     conditions: BTreeMap<String, Condition>,
     /// Whether the record cannot be written, and that was told.
     trouble: bool,
+    /// The Secrets that templates name cannot be read, which was told.
+    blind: bool,
     /// As last read or written. `None`: it has to be written.
     recorded: Option<(Sources, BTreeMap<String, Condition>)>,
 }
@@ -143,8 +145,8 @@ impl<'a> Keeper<'a> {
     /// One that knows nothing yet.
     pub(crate) fn new(operator: &'a Operator, config: &'a Config, client: &'a Client) -> Self {
         let (namespace, vm_namespace) = (config.namespace.as_str(), config.vm_namespace.as_str());
-        let (accepted, good, conditions, trouble) = Default::default();
-        Self { operator, client, namespace, vm_namespace, accepted, good, conditions, trouble, recorded: None }
+        let (accepted, good, conditions, trouble, blind) = Default::default();
+        Self { operator, client, namespace, vm_namespace, accepted, good, conditions, trouble, blind, recorded: None }
     }
 
     /// Keeps the templates as the ConfigMap has them, without one those that ship with the binary; or as a folder
@@ -225,10 +227,13 @@ impl<'a> Keeper<'a> {
         let secrets = match self.secrets(wanted.sources()).await {
             Ok(secrets) => secrets,
             Err(error) => {
-                warn!(error = %chain(&error), "cannot read the Secrets that VM templates name; will try again");
+                if !std::mem::replace(&mut self.blind, true) {
+                    warn!(error = %chain(&error), "cannot read the Secrets that VM templates name; will try again");
+                }
                 return None;
             }
         };
+        self.blind = false;
         let judged = wanted.sources().iter().map(|(name, source)| self.judge(name, source, &secrets));
         let verdicts: Vec<Verdict> = stream::iter(judged).buffered(AT_ONCE).collect().await;
         let mut templates = BTreeMap::new();
@@ -335,11 +340,14 @@ impl<'a> Keeper<'a> {
 
     /// Reads what was accepted before. Without it, every template is new.
     async fn read_record(&mut self) {
-        let mut pause = *RETRY.start();
+        let (mut pause, mut trouble) = (*RETRY.start(), false);
         let map = loop {
             match within(self.config_maps().get_opt(RECORD)).await {
                 Ok(map) => break map,
                 Err(kube::Error::Api(status)) if status.code == 403 => break None,
+                Err(error) if std::mem::replace(&mut trouble, true) => {
+                    debug!(config_map = RECORD, error = %chain(&error), "still cannot read which VM templates were accepted");
+                }
                 Err(error) => {
                     warn!(config_map = RECORD, error = %chain(&error), "cannot read which VM templates were accepted; will try again");
                 }

@@ -42,6 +42,15 @@ struct Sent {
     expiry_size: Option<usize>,
 }
 
+/// One entry that the database refuses by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Its desktop.
+    pub id: Uuid,
+    /// Whether this is the first time since it last was answered.
+    pub is_news: bool,
+}
+
 /// The database's answer to one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -167,11 +176,12 @@ impl Outbox {
     }
 
     /// The database refuses to end one of these: as with reports, halving them leads to it.
-    pub fn refuse_expiries(&mut self, batch: &[Uuid], now: Instant) -> Option<Uuid> {
+    pub fn refuse_expiries(&mut self, batch: &[Uuid], now: Instant) -> Option<Refusal> {
         match batch {
             [one] => {
-                self.refused_expiries.entry(*one).or_insert((now, now)).1 = now + REFUSED;
-                Some(*one)
+                let since = self.refused_expiries.get(one).map(|(since, _)| *since);
+                self.refused_expiries.insert(*one, (since.unwrap_or(now), now + REFUSED));
+                Some(Refusal { id: *one, is_news: since.is_none() })
             }
             batch => {
                 self.sent.expiry_size = Some(batch.len().div_ceil(2).max(1));
@@ -182,11 +192,11 @@ impl Outbox {
     }
 
     /// The database refuses one of these. Halving them leads to it; the others go on.
-    pub fn refuse(&mut self, batch: &[Report], now: Instant) -> Option<Uuid> {
+    pub fn refuse(&mut self, batch: &[Report], now: Instant) -> Option<Refusal> {
         match batch {
             [one] => {
-                self.refused.insert(one.id, now + REFUSED);
-                Some(one.id)
+                let before = self.refused.insert(one.id, now + REFUSED);
+                Some(Refusal { id: one.id, is_news: before.is_none() })
             }
             batch => {
                 self.sent.size = Some(batch.len().div_ceil(2).max(1));
@@ -210,8 +220,8 @@ fn grown(size: Option<usize>) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn outbox_of(ids: impl IntoIterator<Item = u128>) -> Outbox {
-        let report = |id| Report {
+    fn report(id: u128) -> Report {
+        Report {
             id: Uuid::from_u128(id),
             generation: 1,
             vm_uid: None,
@@ -220,7 +230,10 @@ mod tests {
             message: None,
             stream_url: None,
             ended: false,
-        };
+        }
+    }
+
+    fn outbox_of(ids: impl IntoIterator<Item = u128>) -> Outbox {
         let reports = ids.into_iter().map(|id| (Uuid::from_u128(id), report(id))).collect();
         Outbox { reports, ..Outbox::default() }
     }
@@ -293,5 +306,43 @@ mod tests {
         assert_eq!(outbox.next_expiries(now + REFUSED), [poison]);
         outbox.refuse_expiries(&[poison], now + REFUSED);
         assert_eq!(outbox.refused_since(poison), Some(now), "since the first time");
+    }
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { cases: 64, ..Default::default() })]
+
+        /// For as long as the database does not answer, however much there is to tell: one entry per desktop. When it
+        /// answers all, nothing is left of anything.
+        #[test]
+        fn whatever_is_told_of_some_desktops_keeps_one_entry_of_each(
+            told in proptest::collection::vec((1..8_u128, 0..5_u8), 1..300),
+        ) {
+            let (mut outbox, now) = (Outbox::default(), Instant::now());
+            for (number, (id, what)) in told.into_iter().enumerate() {
+                let later = now + REFUSED * u32::try_from(number).expect("it is small");
+                let id = Uuid::from_u128(id);
+                outbox.waits_since(id, later);
+                match what {
+                    0 => outbox.expire(id),
+                    1 => {
+                        let batch = outbox.next_reports(later);
+                        outbox.refuse(&batch, later);
+                    }
+                    2 => {
+                        let batch = outbox.next_expiries(later);
+                        outbox.refuse_expiries(&batch, later);
+                    }
+                    _ => outbox.report(Report { generation: i64::from(what), ..report(id.as_u128()) }),
+                }
+                assert!(outbox.reports.len() <= 7 && outbox.expiries.len() <= 7 && outbox.since.len() <= 7);
+                assert!(outbox.refused.len() <= 7 && outbox.refused_expiries.len() <= 7);
+            }
+            let later = now + REFUSED * 1000;
+            for _ in 0..20 {
+                let (reports, expiries) = (outbox.next_reports(later), outbox.next_expiries(later));
+                reports.iter().for_each(|report| assert!(outbox.answered(report, Answer::Final)));
+                expiries.iter().for_each(|id| assert!(outbox.expiry_answered(*id, Answer::Final)));
+            }
+            assert!(outbox.is_empty() && outbox.refused.is_empty() && outbox.refused_expiries.is_empty());
+        }
     }
 }

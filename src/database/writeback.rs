@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::connect::{Param, query};
 use super::contact::Contact;
-use super::outbox::{Answer, Outbox};
+use super::outbox::{Answer, Outbox, Refusal};
 use super::store::{Remembered, Store};
 use crate::clock::Clock;
 use crate::health::Pulse;
@@ -117,7 +117,7 @@ impl WriteBack {
 
     /// Writes until the database says that the term is over. What waits is told in the next.
     pub async fn run(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) {
-        let mut backoff = BACKOFF.0;
+        let (mut backoff, mut trouble) = (BACKOFF.0, false);
         loop {
             if self.lag() == 0 {
                 self.changed.notified().await;
@@ -126,7 +126,7 @@ impl WriteBack {
             match self.write(pool, term, store, queue).await {
                 Ok(moved) => {
                     self.contact.answered(self.lag() > 0);
-                    backoff = BACKOFF.0;
+                    (backoff, trouble) = (BACKOFF.0, false);
                     self.answered.beat();
                     self.written.notify_one();
                     if !moved {
@@ -135,7 +135,11 @@ impl WriteBack {
                 }
                 Err(error) if is_fenced(&error) => return self.contact.answered(self.lag() > 0),
                 Err(error) => {
-                    warn!(waiting = self.lag(), error = %chain(error.as_ref()), "cannot write back; will try again");
+                    let (waiting, error) = (self.lag(), chain(error.as_ref()));
+                    match std::mem::replace(&mut trouble, true) {
+                        false => warn!(waiting, %error, "cannot write back; will try again"),
+                        true => debug!(waiting, %error, "still cannot write back"),
+                    }
                     sleep(backoff).await;
                     backoff = (backoff * 2).min(BACKOFF.1);
                 }
@@ -152,9 +156,11 @@ impl WriteBack {
             match self.write_expiries(pool, term, store, queue, &due).await {
                 Ok(done) => moved = done,
                 Err(error) if is_refusal(&error) => {
-                    if let Some(id) = self.outbox().refuse_expiries(&due, Instant::now()) {
-                        let error = chain(error.as_ref());
-                        warn!(desktop = %id, %error, "the database refuses to end a desktop at its deadline; will try again");
+                    if let Some(Refusal { id, is_news }) = self.outbox().refuse_expiries(&due, Instant::now()) {
+                        if is_news {
+                            let error = chain(error.as_ref());
+                            warn!(desktop = %id, %error, "the database refuses to end a desktop at its deadline; will try again");
+                        }
                         queue.wake(&Key::of_row(id), Lane::Ends);
                     }
                     moved = true;
@@ -171,7 +177,7 @@ impl WriteBack {
             Ok(answers) => moved |= self.take_answers(pool, store, queue, &reports, &answers).await?,
             Err(error) if is_refusal(&error) => {
                 let alone = self.outbox().refuse(&reports, Instant::now());
-                if let Some(id) = alone {
+                if let Some(Refusal { id, is_news: true }) = alone {
                     let error = chain(error.as_ref());
                     warn!(desktop = %id, %error, "the database refuses what became of a desktop; will try again");
                 }

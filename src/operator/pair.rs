@@ -79,7 +79,7 @@ impl Operator {
     /// Judges until database and cluster belong together, or a person has said so.
     pub(super) async fn agree(&self, term: Term, config: &Config) -> Agreed {
         tokio::join!(self.cluster.cr_cache.completed(), self.cluster.vm_cache.completed());
-        let mut backoff = BACKOFF.0;
+        let (mut backoff, mut trouble) = (BACKOFF.0, false);
         let mut told: Option<(String, Instant)> = None;
         loop {
             // Not of the pool, which knows only the database that was right before; and one in its place.
@@ -93,7 +93,7 @@ impl Operator {
             };
             match looked.await {
                 Ok((sides, client)) => {
-                    backoff = BACKOFF.0;
+                    (backoff, trouble) = (BACKOFF.0, false);
                     let Sides { database, cluster, missing, lease } = &sides;
                     match judge(database, cluster, *missing) {
                         Verdict::Braked(cause) => {
@@ -114,7 +114,9 @@ impl Operator {
                     }
                 }
                 Err(error) => {
-                    warn!(error = %chain(error.as_ref()), "cannot tell whether the database is the right one; will try again");
+                    if !std::mem::replace(&mut trouble, true) {
+                        warn!(error = %chain(error.as_ref()), "cannot tell whether the database is the right one; will try again");
+                    }
                     sleep(backoff).await;
                     backoff = (backoff * 2).min(BACKOFF.1);
                 }

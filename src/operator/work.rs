@@ -59,7 +59,7 @@ pub(super) async fn work(operator: &Arc<Operator>, concurrency: usize, stopping:
         operator.pulses.turn.beat();
         let mut turn = Turn::begin(operator.clone(), key, lane);
         steps.spawn(async move {
-            turn.outcome = turn.operator.step(&turn.key).await;
+            turn.outcome = turn.operator.step(&turn.key, turn.lane).await;
             drop((turn, slot));
         });
         while let Some(ended) = steps.try_join_next() {
@@ -116,7 +116,7 @@ const FAILED: Outcome = Outcome::Failed { at_least: Duration::ZERO, deadline: No
 
 impl Operator {
     /// Looks, plans and acts on one desktop until nothing is left to do, or something must be waited for.
-    async fn step(&self, key: &Key) -> Outcome {
+    async fn step(&self, key: &Key, lane: Lane) -> Outcome {
         let mut live = None;
         for _ in 0..ROUNDS {
             // Neither side has told the time yet.
@@ -138,16 +138,23 @@ impl Operator {
                     Ok(Acted::Looked(seen)) => live = Some(*seen),
                     Ok(Acted::Forgotten) => return Outcome::Settled(None),
                     Err(error) => {
-                        warn!(desktop = %key, error = %chain(&error), "not done; the next look decides anew");
+                        let why = chain(&error);
+                        // Once per trouble: the back-off repeats it for as long as it lasts.
+                        match self.queue.has_failed(key) {
+                            false => warn!(desktop = %key, error = %why, "not done; the next look decides anew"),
+                            true => debug!(desktop = %key, error = %why, "still not done"),
+                        }
                         return Outcome::Failed { at_least: error.retry_after(), deadline };
                     }
                 }
             }
-            if told {
+            if told || !self.queue.another_look(key, lane) {
                 return Outcome::Settled(deadline);
             }
         }
-        warn!(desktop = %key, "not settled after {ROUNDS} rounds; will look again");
+        if !self.queue.has_failed(key) {
+            warn!(desktop = %key, "not settled after {ROUNDS} rounds; will look again");
+        }
         FAILED
     }
 
@@ -160,7 +167,9 @@ impl Operator {
         let (vm, vmi) = live.unwrap_or_else(|| (self.cluster.vm_cache.get(key), self.cluster.vmi_cache.get(key)));
         let known = !matches!((&cr, &vm, &vmi), (Seen::Absent, Seen::Absent, Seen::Absent));
         let row = self.row(key, known).await.inspect_err(|error| {
-            warn!(desktop = %key, error = %chain(error.as_ref()), "cannot read the row; will try again");
+            if !self.queue.has_failed(key) {
+                warn!(desktop = %key, error = %chain(error.as_ref()), "cannot read the row; will try again");
+            }
         });
         let unread = row.is_err();
         let row = row.unwrap_or(Seen::Unknown);

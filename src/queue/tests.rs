@@ -289,3 +289,147 @@ fn a_key_waits_since_it_was_first_woken_in_each_lane() {
     assert_eq!(core.woken(&key("a")), Some(later(1)), "while it is worked on, it is known what for");
     assert_eq!(core.waiting(Lane::Makes), (0, None));
 }
+
+/// A clock's ticks: the key is woken at each, taken if it can be, and worked on for some time of it.
+fn looks(core: &mut Core, name: &str, start: Instant, ticks: u32, tick: Duration) -> Vec<Instant> {
+    let mut looks = vec![];
+    for number in 0..ticks {
+        let now = start + tick * number;
+        core.wake(&key(name), Lane::Makes, now);
+        while let Some((taken, lane)) = core.take(now, true) {
+            looks.push(now);
+            core.done(&taken, lane, Outcome::Settled(None), now, 0.0);
+        }
+    }
+    looks
+}
+
+#[test]
+fn a_key_that_is_woken_all_the_time_is_looked_at_a_burst_of_times_and_then_once_a_second() {
+    let (mut core, now) = (open(), Instant::now());
+    let looks = looks(&mut core, "hot", now, 50 * 60, SECOND / 50);
+    let most = usize::try_from(BURST + 60).expect("it is small");
+    assert!(looks.len() <= most && looks.len() > most - 3, "{} looks in a minute", looks.len());
+    assert!(
+        looks.windows(2).all(|pair| pair[1] - pair[0] <= SPACING + SECOND / 50),
+        "it is never left alone for longer"
+    );
+}
+
+#[test]
+fn what_changed_last_while_a_key_cools_down_is_looked_at() {
+    let (mut core, now) = (open(), Instant::now());
+    let looks = looks(&mut core, "hot", now, 100, SECOND / 50);
+    let last = *looks.last().expect("it was looked at");
+    core.wake(&key("hot"), Lane::Makes, now + 2 * SECOND);
+    let next = core.next_timer().expect("its time comes");
+    assert!(next > last && next <= last + SPACING);
+    assert_eq!(core.take(next, true), Some((key("hot"), Lane::Makes)));
+    core.done(&key("hot"), Lane::Makes, Outcome::Settled(None), next, 0.0);
+    assert_eq!((core.next_timer(), core.entries.len()), (None, 0), "and nothing is left of it in the queue");
+}
+
+#[test]
+fn ends_and_deadlines_of_a_key_that_cools_down_do_not_wait() {
+    for (lane, name) in [(Lane::Ends, "end"), (Lane::Due, "deadline")] {
+        let (mut core, now) = (open(), Instant::now());
+        looks(&mut core, "hot", now, 100, SECOND / 50);
+        let now = now + SECOND / 50 * 99;
+        core.wake(&key("hot"), Lane::Makes, now);
+        assert_eq!(core.take(now, true), None, "it cools down");
+        match lane {
+            Lane::Due => core.due_by(&key("hot"), now),
+            _ => core.wake(&key("hot"), lane, now),
+        }
+        assert_eq!(core.take(now, false), Some((key("hot"), lane)), "{name}");
+        assert_eq!(core.take(now + 2 * SECOND, true), None, "never twice at once");
+    }
+}
+
+#[test]
+fn looks_of_one_turn_count_as_those_of_many_do() {
+    let (mut core, now) = (open(), Instant::now());
+    core.wake(&key("hot"), Lane::Makes, now);
+    let (taken, lane) = core.take(now, true).expect("it was woken");
+    let more = (0..1000).take_while(|_| core.another_look(&taken, lane, now)).count();
+    assert_eq!(more + 1, usize::try_from(BURST).expect("it is small"));
+    core.done(&taken, lane, Outcome::Settled(Some(now + SECOND / 2)), now, 0.0);
+    assert_eq!(core.take(now, true), None, "it cools down");
+    assert_eq!(core.take(now + SECOND / 2, true), Some((key("hot"), Lane::Due)), "and its deadline holds");
+    assert!((0..1000).all(|_| core.another_look(&taken, Lane::Ends, now)), "ends do not wait");
+}
+
+#[test]
+fn a_deadline_holds_while_its_key_cools_down() {
+    let (mut core, now) = (open(), Instant::now());
+    let deadline = now + 3 * SECOND + SECOND / 100;
+    let mut lateness = None;
+    for number in 0..500 {
+        let now = now + SECOND / 50 * number;
+        core.wake(&key("hot"), Lane::Makes, now);
+        while let Some((taken, lane)) = core.take(now, true) {
+            core.wake(&key("hot"), Lane::Makes, now);
+            if lane == Lane::Due {
+                lateness.get_or_insert(now - deadline);
+            }
+            let again = (now < deadline).then_some(deadline);
+            core.done(&taken, lane, Outcome::Settled(again), now, 0.0);
+        }
+    }
+    assert!(lateness.is_some_and(|lateness| lateness <= SECOND / 50), "{lateness:?}");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 64, ..Default::default() })]
+
+    /// However often and for whatever keys are woken, time and again: what is kept is bounded by their number, each is
+    /// looked at within its bound, none for ever waits, and in the end nothing is left.
+    #[test]
+    fn any_wakes_of_some_keys_keep_no_more_than_those_keys(
+        wakes in proptest::collection::vec((0..5_u8, 0..3_u8, 0..4_u8, 0..300_u64), 1..400),
+    ) {
+        let (mut core, start) = (open(), Instant::now());
+        let (mut now, mut in_flight) = (start, vec![]);
+        let mut looks: HashMap<Key, u32> = HashMap::new();
+        for (number, lane, then, pause) in wakes {
+            let woken = key(&format!("desk-{number}"));
+            match lane {
+                0 => core.due_by(&woken, now + SECOND),
+                1 => core.wake(&woken, Lane::Ends, now),
+                _ => core.wake(&woken, Lane::Makes, now),
+            }
+            if let Some((taken, lane)) = core.take(now, true) {
+                assert!(!in_flight.iter().any(|(other, _)| *other == taken), "never twice at once");
+                *looks.entry(taken.clone()).or_default() += u32::from(lane == Lane::Makes);
+                in_flight.push((taken, lane));
+            }
+            if then > 0 && let Some((done, lane)) = in_flight.pop() {
+                let outcome = match then {
+                    1 => Outcome::Settled(None),
+                    2 => Outcome::Settled(Some(now + SECOND)),
+                    _ => Outcome::Failed { at_least: Duration::ZERO, deadline: None },
+                };
+                core.done(&done, lane, outcome, now, 0.5);
+            }
+            assert!(core.entries.len() <= 5 && core.heat.cool_at.len() <= 5);
+            assert!(core.timers.len() <= 5 && core.cooling.len() <= 5);
+            now += Duration::from_millis(pause);
+        }
+        let seconds = u32::try_from((now - start).as_secs()).expect("it is small");
+        looks.values().for_each(|looks| assert!(*looks <= BURST + seconds + 1, "{looks} looks in {seconds} s"));
+        in_flight.into_iter().for_each(|(key, lane)| core.done(&key, lane, Outcome::Settled(None), now, 0.5));
+        while let Some((key, lane)) = core.take(now, true) {
+            core.done(&key, lane, Outcome::Settled(None), now, 0.5);
+            now = core.next_timer().unwrap_or(now).max(now);
+        }
+        for _ in 0..10 {
+            now = core.next_timer().unwrap_or(now).max(now);
+            while let Some((key, lane)) = core.take(now, true) {
+                core.done(&key, lane, Outcome::Settled(None), now, 0.5);
+            }
+        }
+        assert!(core.entries.is_empty() && core.next_timer().is_none(), "each had its turn: {core:?}");
+        core.take(now + 2 * BURST * SPACING, true);
+        assert!(core.heat.cool_at.is_empty(), "and all are cool");
+    }
+}

@@ -7,6 +7,7 @@ mod absence;
 mod account;
 mod apps;
 mod bad_input;
+mod bounded;
 mod brake;
 mod by_hand;
 mod connections;
@@ -114,6 +115,7 @@ fn stories() -> Vec<Story> {
         apps::stories(),
         restarts::stories(),
         bad_input::stories(),
+        bounded::stories(),
         absence::stories(),
         hostile::stories(),
         crashes::stories(),

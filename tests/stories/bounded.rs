@@ -1,0 +1,105 @@
+//! Nothing grows without limit: what one desktop, many bad rows or a long outage cost is bounded by what there is, and
+//! by time.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use cyberdesk_testbed::api_proxy::ApiProxy;
+use cyberdesk_testbed::kubevirt;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use tokio::time::{Instant, interval};
+
+use crate::scale::many;
+use crate::world::{World, vm_name};
+use crate::{Story, story};
+
+pub(crate) fn stories() -> Vec<Story> {
+    vec![
+        story("bounded: a VMI that changes 50 times a second costs a look a second and delays nobody", a_hot_desktop)
+            .alone(),
+        story("bounded: many bad rows each say why once, and a good one among them runs", many_bad_rows).alone(),
+    ]
+}
+
+/// Changes of a VMI in a second, and for how long.
+const CHANGES: (u32, Duration) = (50, Duration::from_secs(8));
+/// Looks at one desktop that may follow one another at once (`queue::BURST`), before there is one a second.
+const BURST: usize = 40;
+
+async fn a_hot_desktop(world: &World) -> Result<()> {
+    let proxy = ApiProxy::start(&world.parts.testbed.control_plane).await?;
+    world.start_operator(&[("KUBECONFIG", &world.through(&proxy)?)]).await?;
+    let hot = world.running_desktop("1 hour").await?;
+    let lines = || anyhow::Ok(world.operator_log()?.lines().filter(|line| line.contains(&hot)).count());
+    let writes = || proxy.done("patch", "cyberdesks/status", &hot);
+    let told = async || world.history(&hot).await;
+    let (lines_before, writes_before, told_before) = (lines()?, writes(), told().await?);
+
+    let began = Instant::now();
+    let flap = async {
+        let vmis = kubevirt::vmis(&kubevirt::as_kubevirt(&world.parts.client), &world.namespace);
+        let mut ticks = interval(Duration::from_secs(1) / CHANGES.0);
+        let mut changes = 0;
+        while began.elapsed() < CHANGES.1 {
+            ticks.tick().await;
+            changes += 1;
+            let address = address(changes);
+            let status = json!({ "status": { "interfaces": [{ "name": "default", "ipAddress": address }] } });
+            vmis.patch(&vm_name(&hot), &PatchParams::default(), &Patch::Merge(status)).await?;
+        }
+        anyhow::Ok(changes)
+    };
+    let another = async {
+        let id = world.running_desktop("1 hour").await?;
+        world.request_shutdown(&id).await?;
+        world.until_over(&id).await?;
+        anyhow::Ok(began.elapsed())
+    };
+    let (changes, over) = tokio::try_join!(flap, another)?;
+    ensure!(over < CHANGES.1, "another desktop's life took {over:?}, and more than this one's restless time");
+    let last = address(changes);
+    let settled = async || Ok(world.cr_status(&hot, "ip").await?.as_deref() == Some(last.as_str()));
+    world.until("the CR tells the last address", settled).await?;
+
+    let seconds = usize::try_from(began.elapsed().as_secs())? + 1;
+    let (written, logged) = (writes() - writes_before, lines()? - lines_before);
+    let most = BURST + seconds;
+    ensure!(usize::try_from(changes)? > 2 * most, "{changes} changes are not many enough to tell");
+    ensure!(written <= most, "{written} writes of its status for {changes} changes in {seconds} s");
+    ensure!(logged <= most + 2, "{logged} lines of the log for {changes} changes in {seconds} s");
+    ensure!(told().await? == told_before, "its row is not touched: {}", told().await?);
+    world.request_shutdown(&hot).await?;
+    world.until_over(&hot).await.map(drop)
+}
+
+/// Its address after so many changes.
+fn address(changes: u32) -> String {
+    format!("10.9.{}.{}", changes / 250, changes % 250)
+}
+
+async fn many_bad_rows(world: &World) -> Result<()> {
+    world.start_operator(&[]).await?;
+    let many = many()?;
+    let half = format!(
+        "insert into cyberdesk_instances (user_id, params) select '{}', '{{\"gpus\": 8}}' from generate_series(1, {})",
+        world.user(),
+        many / 2
+    );
+    world.sql(&half).await?;
+    let good = world.insert("1 hour").await?;
+    world.sql(&half).await?;
+    world.until_status(&good, "running").await?;
+    let over = "select count(*) from cyberdesk_instances
+                 where status = 'error' and reason = 'bad-params' and message like '%gpus%' and ended_at is not null";
+    let bad = many / 2 * 2;
+    world
+        .until_within(Duration::from_secs(300), "each bad row says why", async || Ok(world.count(over).await? == bad))
+        .await?;
+    ensure!(world.row(&good).await?.status == "running", "and the good one runs on");
+    let log = world.operator_log()?;
+    let (lines, warnings) = (log.lines().count(), log.lines().filter(|line| line.contains(" WARN ")).count());
+    ensure!(lines <= usize::try_from(bad)? * 4 + 100, "{lines} lines of the log for {bad} bad rows");
+    ensure!(warnings <= 20, "{warnings} warnings: a bad row is its owner's trouble, and no other's");
+    Ok(())
+}
