@@ -25,6 +25,21 @@ select d.id,
   from cyberdesk.desktop d
   left join public.cyberdesk_instances c on c.id = d.id;
 
+-- It answers with the view's columns, one by one.
+create or replace function cyberdesk.desktops_by_id(ids uuid[]) returns setof cyberdesk.desktop_state
+  language sql stable security definer set search_path = '' as
+$$
+  select s.* from cyberdesk.desktop_state s where s.id = any (ids)
+  union all
+  -- Rows without a private row: over before we came, or for longer than that is kept.
+  select f.id, f.user_id, f.desired, case when f.desired = 'absent' then coalesce(f.reason, 'requested') end, f.message, f.expires_at,
+         1, f.observed_generation, case when jsonb_typeof(c.params) = 'object' then c.params - 'idle_timeout' else c.params end,
+         c.status::text, null, f.ended_at, c.created_at at time zone 'utc', f.ended_at, true, f.expires_at, false
+    from cyberdesk.first_state f
+    join public.cyberdesk_instances c on c.id = f.id
+   where f.id = any (ids) and f.ended_at is not null and not exists (select from cyberdesk.desktop d where d.id = f.id)
+$$;
+
 create or replace function cyberdesk.expire(epoch bigint, token uuid, ids uuid[]) returns table (id uuid, answer text)
   language plpgsql security definer set search_path = '' as
 $$
