@@ -24,6 +24,7 @@ pub(crate) fn stories() -> Vec<Story> {
     vec![
         story("each command in the documents is run, or marked with what it needs", marked),
         story("the links in the documents lead somewhere", linked),
+        story("each story that docs/failures.md names is told", proven),
         story("the commands in the documents do as they say", followed).needs(Tool::Kubectl),
     ]
 }
@@ -63,6 +64,35 @@ fn pages() -> Result<Vec<PathBuf>> {
     }
     ensure!(pages.len() > 8, "there are documents: {pages:?}");
     Ok(pages)
+}
+
+/// A line of a table is proven by what its last cell names: a story by its first words, or a test of Rust by its name.
+async fn proven(_: &World) -> Result<()> {
+    let mut sources = String::new();
+    let mut folders = vec![root().join("tests"), root().join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                sources += &std::fs::read_to_string(path)?;
+            }
+        }
+    }
+    let page = std::fs::read_to_string(root().join("docs/failures.md"))?;
+    let mut named = 0;
+    for line in page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("|-")) {
+        let last = line.trim_end_matches('|').rsplit(" | ").next().unwrap_or_default();
+        for name in
+            last.split('`').skip(1).step_by(2).filter(|name| !name.starts_with("cargo ") && !name.contains("::"))
+        {
+            ensure!(sources.contains(&format!("\"{name}")), "docs/failures.md: there is no story that begins {name:?}");
+            named += 1;
+        }
+    }
+    ensure!(named > 30, "only {named} stories are named");
+    Ok(())
 }
 
 async fn marked(_: &World) -> Result<()> {
