@@ -21,7 +21,8 @@ pub(crate) enum Acted {
     Done,
     /// Handed to the write-back, whose answer wakes the desktop again.
     Told,
-    /// What it was meant for is gone: what comes after it was decided on something that is no longer so.
+    /// What it was meant for is gone, or another by now: what comes after it was decided on something that is no
+    /// longer so.
     Overtaken,
     /// VM and VMI as the API server has them now.
     Looked(Box<(Seen<Vm>, Seen<Vmi>)>),
@@ -47,14 +48,15 @@ impl Operator {
             }
             Action::ApplyCr { uid, owner: (id, user), spec } => {
                 let labels = Owner::Row(id).labels(key, Some(user));
-                if self.cluster.apply_cr(key, &uid, labels, self.row_annotations(), &spec).await? == Written::Gone {
+                if self.cluster.apply_cr(key, &uid, labels, self.row_annotations(), &spec).await? == Written::Overtaken
+                {
                     return Ok(Acted::Overtaken);
                 }
                 info!(desktop = %key, "brought the CR in line with its row");
             }
-            Action::WriteCrStatus { uid, status } => {
+            Action::WriteCrStatus { uid, version, status } => {
                 let before = self.cluster.cr_cache.get(key);
-                if self.cluster.write_cr_status(key, &uid, &status).await? == Written::Gone {
+                if self.cluster.write_cr_status(key, (&uid, &version), &status).await? == Written::Overtaken {
                     return Ok(Acted::Overtaken);
                 }
                 let phase = status.phase.map(|phase| format!("{phase:?}"));

@@ -119,6 +119,8 @@ pub struct Row {
 pub struct Cr {
     /// Its UID.
     pub uid: String,
+    /// Which version of it this is, as the API server names it (`resourceVersion`).
+    pub version: String,
     /// Its generation, raised by the API server with every change of the spec.
     pub generation: i64,
     /// When it was created, by the API server's clock.

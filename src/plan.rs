@@ -123,6 +123,9 @@ pub enum Action {
     WriteCrStatus {
         /// The CR meant, and no later one of its name.
         uid: String,
+        /// The version that this was decided on, and no later one: what another leader has written meanwhile, such
+        /// as an end, stays.
+        version: String,
         /// The whole status.
         status: Box<CyberdeskStatus>,
     },
@@ -334,6 +337,10 @@ impl<'a> Desktop<'a> {
         now: Now,
     ) -> Vec<Action> {
         let mut actions = self.project();
+        if let [Action::ApplyCr { .. }] = actions.as_slice() {
+            // Its status is written on the version that comes of it.
+            return actions;
+        }
         let (Seen::Absent | Seen::Present(_), Seen::Absent | Seen::Present(_)) = (&view.vm, &view.vmi) else {
             return actions;
         };
@@ -404,7 +411,8 @@ impl<'a> Desktop<'a> {
             return None;
         }
         let status = status::project(view, cr, course, self.expires_at, (self.now(now), now), &self.owner);
-        (status != cr.status).then(|| Action::WriteCrStatus { uid: cr.uid.clone(), status: Box::new(status) })
+        let (uid, version) = (cr.uid.clone(), cr.version.clone());
+        (status != cr.status).then(|| Action::WriteCrStatus { uid, version, status: Box::new(status) })
     }
 }
 

@@ -88,6 +88,7 @@ impl Observed for CrObject {
         };
         Cr {
             uid: self.metadata.uid.clone().unwrap_or_default(),
+            version: self.metadata.resource_version.clone().unwrap_or_default(),
             generation: self.metadata.generation.unwrap_or_default(),
             created: created(&self.metadata),
             owner: Owner::of(&self.metadata),

@@ -45,13 +45,14 @@ pub enum Tried {
     Refused(String),
 }
 
-/// What became of a write to one object, meant by its UID.
+/// What became of a write to one object, meant by its UID or its version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
     /// It was written.
     There,
-    /// It is not there any more, though another may have its name: nothing was written.
-    Gone,
+    /// It is not there any more, though another may have its name, or another version of it is there: nothing was
+    /// written.
+    Overtaken,
 }
 
 /// A call that was not done. The next look decides anew.
@@ -258,29 +259,40 @@ impl Cluster {
         body["metadata"]["uid"] = uid.into();
         let params = PatchParams::apply(MANAGER).force();
         let applied = self.call("apply", key, self.crs.patch(key.as_str(), &params, &Patch::Apply(body))).await;
-        self.take_in_cr(key, uid, applied).await
+        self.take_in_cr(key, |cr| cr.uid == uid, applied).await
     }
 
-    /// Writes the status of the CR.
+    /// Writes the status of the CR of this UID, if it is still of this version.
     ///
     /// # Errors
     ///
-    /// If it was not done, and the CR of this UID is still there.
-    pub async fn write_cr_status(&self, key: &Key, uid: &str, status: &CyberdeskStatus) -> Result<Written, Error> {
+    /// If it was not done, and the CR is as it was.
+    pub async fn write_cr_status(
+        &self,
+        key: &Key,
+        (uid, version): (&str, &str),
+        status: &CyberdeskStatus,
+    ) -> Result<Written, Error> {
         // In a merge patch the UID would be ignored: the status strategy keeps the old metadata.
         let patch = json!([
             { "op": "test", "path": "/metadata/uid", "value": uid },
+            { "op": "test", "path": "/metadata/resourceVersion", "value": version },
             { "op": "add", "path": "/status", "value": status },
         ]);
         let patch = Patch::<()>::Json(serde_json::from_value(patch).expect("this is a JSON patch"));
         let params = PatchParams::default();
         let written = self.call("write the status of", key, self.crs.patch_status(key.as_str(), &params, &patch)).await;
-        self.take_in_cr(key, uid, written).await
+        self.take_in_cr(key, |cr| cr.uid == uid && cr.version == version, written).await
     }
 
-    /// What follows from the answer to a write that was meant for the CR of this UID. Where it is not there any
-    /// more, the cache learns what is there instead.
-    async fn take_in_cr(&self, key: &Key, uid: &str, written: Result<CrObject, Error>) -> Result<Written, Error> {
+    /// What follows from the answer to a write that was meant for such a CR. Where there is none any more, the cache
+    /// learns what is there instead.
+    async fn take_in_cr(
+        &self,
+        key: &Key,
+        is_meant: impl Fn(&Cr) -> bool,
+        written: Result<CrObject, Error>,
+    ) -> Result<Written, Error> {
         match written {
             Ok(object) => {
                 take_in(&self.cr_cache, key, &object);
@@ -288,7 +300,7 @@ impl Cluster {
             }
             Err(error) if error.is(404) || error.is(409) || error.is(422) => {
                 let there = self.get(&self.crs, &self.cr_cache, key, key.as_str()).await?;
-                if there.present().is_some_and(|cr| cr.uid == uid) { Err(error) } else { Ok(Written::Gone) }
+                if there.present().is_some_and(is_meant) { Err(error) } else { Ok(Written::Overtaken) }
             }
             Err(error) => Err(error),
         }

@@ -57,6 +57,8 @@ pub(super) fn plan(view: &View<'_>, words: &str, now: Now) -> Plan {
         start_clock: clock.map(|clock| tick(clock, SignedDuration::ZERO, true, now.cluster)),
         ..cr.status.clone()
     };
-    let write = || Action::WriteCrStatus { uid: cr.uid.clone(), status: Box::new(status.clone()) };
-    Plan { actions: (status != cr.status).then(write).into_iter().collect(), ..Plan::default() }
+    let (uid, version) = (cr.uid.clone(), cr.version.clone());
+    let changed = status != cr.status;
+    let write = || Action::WriteCrStatus { uid, version, status: Box::new(status) };
+    Plan { actions: changed.then(write).into_iter().collect(), ..Plan::default() }
 }

@@ -67,6 +67,7 @@ fn ended_row() -> Row {
 fn row_cr() -> Cr {
     Cr {
         uid: "cr".into(),
+        version: "1".into(),
         generation: 1,
         created: at(-10),
         owner: Some(Owner::Row(id())),
@@ -255,6 +256,7 @@ fn each_situation_of_a_row_has_its_next_steps() {
     let running = || Row { status: RowStatus::Running, ..served_row() };
     let truncated = || Row { exists: false, ..row() };
     let extended = || Row { expires_at: at(900), timeout_at: at(900), generation: 2, ..running() };
+    let extended_spec = || Ok(CyberdeskSpec { expires_at: Some(at(900)), ..Default::default() });
     let idle_for_long = || Row { expires_at: at(0), ..running() };
     let touched = || Row { expires_at: at(300), generation: 2, ..running() };
     let just_now = || refused().map(|failure| CreateFailure { fault: Fault::Forbidden, ..failure });
@@ -285,10 +287,11 @@ fn each_situation_of_a_row_has_its_next_steps() {
             row_(running(), Present(row_cr()), Present(vm()), Present(up())),
             "say Running",
         ),
+        ("the deadline was moved", row_(extended(), Present(row_cr()), Present(vm()), Present(up())), "apply CR"),
         (
-            "the deadline was moved",
-            row_(extended(), Present(row_cr()), Present(vm()), Present(up())),
-            "apply CR, say Running, report seen",
+            "and its CR has it",
+            row_(extended(), Present(Cr { spec: extended_spec(), ..row_cr() }), Present(vm()), Present(up())),
+            "say Running, report seen",
         ),
         (
             "a touch moves the idle deadline, and nothing that people see",
@@ -307,11 +310,7 @@ fn each_situation_of_a_row_has_its_next_steps() {
             "say Running, report running",
         ),
         ("somebody deleted the CR", row_(running(), Absent, Present(vm()), Present(up())), "create CR"),
-        (
-            "a CR of the old gateway",
-            row_(running(), Present(hand_cr()), Present(vm()), Present(up())),
-            "apply CR, say Running",
-        ),
+        ("a CR of the old gateway", row_(running(), Present(hand_cr()), Present(vm()), Present(up())), "apply CR"),
         // It cannot come to be.
         (
             "the name is taken",

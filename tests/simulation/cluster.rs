@@ -84,6 +84,7 @@ impl Cluster {
         }
         let cr = Cr {
             uid: self.uid("cr"),
+            version: (self.version + 1).to_string(),
             generation: 1,
             created: now,
             owner,
@@ -101,7 +102,11 @@ impl Cluster {
     /// Changes the CR of this UID: false if it is not there.
     pub(crate) fn change_cr(&mut self, key: &Key, uid: &str, change: impl FnOnce(&mut Cr)) -> bool {
         let Some(mut cr) = self.crs.get(key).filter(|cr| cr.uid == uid).cloned() else { return false };
+        let before = cr.clone();
         change(&mut cr);
+        if cr != before {
+            cr.version = (self.version + 1).to_string();
+        }
         self.crs.put(&mut self.version, key, cr);
         true
     }

@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, advance};
 
 use crate::planted::Bug;
-use crate::world::{World, name};
+use crate::world::{World, name, short};
 
 /// How long a daemon may take to find that the database is away, and to act on a deadline.
 const FOUND_OUT: Duration = Duration::from_secs(6);
@@ -95,6 +95,18 @@ impl World {
         if let (Action::DeleteVm { .. }, Some(id), true) = (action, key.row_id(), ended) {
             self.ended_by_the_cr.insert(id);
         }
+    }
+
+    /// An end that a CR tells of is told for as long as that CR is there.
+    pub(crate) fn recorded_ends_stand(&mut self) -> Result<(), String> {
+        for (key, (_, cr)) in &self.cluster.crs.objects {
+            if cr.status.end.is_some() {
+                self.seen.ended_crs.insert(cr.uid.clone());
+            } else if self.seen.ended_crs.contains(&cr.uid) {
+                return Err(format!("the CR of {} told of its end, and tells no more", short(key)));
+            }
+        }
+        Ok(())
     }
 
     /// What was decided while the database was away is the end, whatever the app has done in between.

@@ -17,10 +17,12 @@ pub(crate) enum Bug {
     WaitsForTheDatabase,
     /// Whatever database is there is taken for the right one.
     NoBrake,
+    /// A status is written over whatever another leader has recorded meanwhile.
+    StatusOverAnyVersion,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::TimeoutNotTold,
         Self::FailureNotTold,
         Self::NotInStatusNotDeleted,
@@ -28,5 +30,6 @@ impl Bug {
         Self::MadeAgain,
         Self::WaitsForTheDatabase,
         Self::NoBrake,
+        Self::StatusOverAnyVersion,
     ];
 }

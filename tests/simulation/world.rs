@@ -165,7 +165,7 @@ pub(crate) struct World {
     templates: Templates,
     began: Instant,
     pub(crate) bug: Option<Bug>,
-    seen: Witness,
+    pub(crate) seen: Witness,
     /// Rows whose VM was deleted for an end that stands in the CR.
     pub(crate) ended_by_the_cr: BTreeSet<Uuid>,
     /// The earliest deadline that each row ever had.
@@ -178,11 +178,13 @@ pub(crate) type Deeds = BTreeMap<String, u64>;
 
 /// What must be remembered to judge a step by those before it.
 #[derive(Default)]
-struct Witness {
+pub(crate) struct Witness {
     statuses: BTreeMap<Uuid, RowStatus>,
     absent: BTreeSet<Uuid>,
     /// VMs that landed late, after their caller was gone.
     late: BTreeSet<String>,
+    /// CRs that tell of an end.
+    pub(crate) ended_crs: BTreeSet<String>,
 }
 
 impl World {
@@ -511,8 +513,10 @@ impl World {
                     (cr.spec, cr.generation) = (Ok(spec.clone()), cr.generation + 1);
                 }
             }),
-            Action::WriteCrStatus { uid, status } => {
-                self.cluster.change_cr(key, uid, |cr| cr.status = status.as_ref().clone())
+            Action::WriteCrStatus { uid, version, status } => {
+                let is_meant = self.cluster.crs.get(key).is_some_and(|cr| cr.version == *version);
+                (is_meant || self.bug == Some(Bug::StatusOverAnyVersion))
+                    && self.cluster.change_cr(key, uid, |cr| cr.status = status.as_ref().clone())
             }
             Action::DeleteCr { uid } => {
                 self.cluster.delete_cr(key, Some(uid));
@@ -872,6 +876,7 @@ impl World {
     }
 
     fn check(&mut self) -> Result<(), String> {
+        self.recorded_ends_stand()?;
         for row in self.database.all().collect::<Vec<_>>() {
             let (id, key) = (row.id, Key::of_row(row.id));
             if let Some(before) = self.seen.statuses.insert(id, row.status).filter(|before| !is_live(*before)) {
@@ -1033,7 +1038,7 @@ pub(crate) fn name(id: Uuid) -> String {
     format!("row {}", id.as_u128())
 }
 
-fn short(key: &Key) -> String {
+pub(crate) fn short(key: &Key) -> String {
     key.row_id().map_or_else(|| key.to_string(), name)
 }
 

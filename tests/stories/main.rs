@@ -61,7 +61,6 @@ pub(crate) struct Story {
     name: &'static str,
     alone: bool,
     needs: Option<Tool>,
-    simulated: bool,
     tell: Box<dyn for<'a> Telling<'a> + Send>,
 }
 
@@ -70,18 +69,13 @@ pub(crate) fn story<F>(name: &'static str, tell: F) -> Story
 where
     F: for<'a> Telling<'a> + Send + 'static,
 {
-    Story { name, alone: false, needs: None, simulated: false, tell: Box::new(tell) }
+    Story { name, alone: false, needs: None, tell: Box::new(tell) }
 }
 
 impl Story {
     /// It wants the machine for itself.
     pub(crate) fn alone(self) -> Self {
         Self { alone: true, ..self }
-    }
-
-    /// It is told on the simulator alone: on the real KubeVirt it finds what is still to be mended.
-    pub(crate) fn simulated(self) -> Self {
-        Self { simulated: true, ..self }
     }
 
     /// It needs a program that not every machine has.
@@ -214,9 +208,7 @@ async fn start() -> Result<(Parts, Players)> {
 fn trials(parts: Option<(Arc<Runtime>, Arc<Parts>)>) -> Vec<Trial> {
     // Held by all who are at work, or by one alone.
     let room = Arc::new(RwLock::new(()));
-    let real = matches!(KubeVirt::wanted(), Ok(KubeVirt::Real));
-    let with_world = stories().into_iter().filter(|story| !real || !story.simulated).map(|story| {
-        let Story { name, alone, needs, tell, .. } = story;
+    let with_world = stories().into_iter().map(|Story { name, alone, needs, tell }| {
         let missed = parts.is_some() && needs.is_some_and(|tool| tool.is_missed(name));
         let (parts, room) = (parts.clone(), room.clone());
         let trial = Trial::test(name, move || {
@@ -249,6 +241,7 @@ fn trials(parts: Option<(Arc<Runtime>, Arc<Parts>)>) -> Vec<Trial> {
     let of_the_database =
         database::stories().into_iter().flat_map(|story| database::VERSIONS.map(|version| told(version, story)));
     // They have nothing of KubeVirt, and are told beside the simulated one.
+    let real = matches!(KubeVirt::wanted(), Ok(KubeVirt::Real));
     let of_the_database = of_the_database.filter(|_| !real);
     of_the_database.chain(with_world).collect()
 }
