@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, ensure};
 use cyberdesk_operator::cluster::{Cluster, Created};
 use cyberdesk_operator::crd::{Cyberdesk, CyberdeskSpec};
-use cyberdesk_operator::names::{Key, Owner};
+use cyberdesk_operator::names::{ANNOTATION_DATABASE, Key, Owner};
 use cyberdesk_operator::template::{Templates, built_in, files};
 use cyberdesk_testbed::kubevirt;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -30,6 +30,7 @@ pub(crate) struct Bare {
     namespace: String,
     cluster: Cluster,
     templates: Templates,
+    annotations: BTreeMap<String, String>,
 }
 
 impl Bare {
@@ -40,7 +41,13 @@ impl Bare {
             namespace: namespace.to_owned(),
             cluster: Cluster::new(client, namespace, namespace),
             templates: Templates::new(namespace, files(&built_in())),
+            annotations: BTreeMap::new(),
         }
+    }
+
+    /// As the operator of a database makes them: it takes them for its own.
+    pub(crate) fn of_database(self, id: Uuid) -> Self {
+        Self { annotations: BTreeMap::from([(ANNOTATION_DATABASE.to_owned(), id.to_string())]), ..self }
     }
 
     /// In a namespace of its own, where no operator looks.
@@ -59,10 +66,10 @@ impl Bare {
     pub(crate) async fn make(&self, id: Uuid, user: Uuid) -> Result<()> {
         let (key, owner) = (Key::of_row(id), Owner::Row(id));
         let spec = CyberdeskSpec { timeout_ms: None, expires_at: Some(FAR), params: None };
-        self.cluster.create_cr(&key, owner.labels(&key, Some(user)), BTreeMap::new(), &spec).await?;
+        self.cluster.create_cr(&key, owner.labels(&key, Some(user)), self.annotations.clone(), &spec).await?;
         let manifests = self.templates.render(&key, &owner, Some(user), None);
         let manifests = manifests.map_err(|refusal| anyhow::anyhow!(refusal.message))?;
-        let made = self.cluster.create_vm(&key, &manifests, &BTreeMap::new()).await?;
+        let made = self.cluster.create_vm(&key, &manifests, &self.annotations).await?;
         ensure!(made == Created::There, "{made:?}");
         Ok(())
     }

@@ -2,6 +2,7 @@
 //!
 //! Nobody plays KubeVirt: the desktops run, and nothing happens to them but what the operator does.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,6 +21,7 @@ use uuid::Uuid;
 
 use crate::Arguments;
 use crate::bare::{Bare, WIDTH};
+use crate::counted::Counted;
 use crate::place::{Place, until};
 use crate::report::{Figure, Goal};
 use crate::sights::{Sight, Sights};
@@ -28,15 +30,32 @@ use crate::sights::{Sight, Sights};
 const DUE: usize = 10;
 /// How long the operator is watched doing nothing.
 const IDLE: Duration = Duration::from_secs(60);
+/// What an idle operator does all the same, however many desktops there are: the Lease, the clocks, and each watch that
+/// the API server ends after some minutes.
+const IDLE_CALLS: [&str; 6] = [
+    "get leases",
+    "update leases",
+    "get version",
+    "watch cyberdesks",
+    "watch virtualmachines",
+    "watch virtualmachineinstances",
+];
+/// The poll, the heartbeat and the clock (which call no function of the schema), the sign of life, the warnings, the pause,
+/// and what is told on no desktop's behalf.
+const IDLE_STATEMENTS: [&str; 6] = ["dirty_desktops", "other", "paused", "sign_of_life", "trim", "warn"];
 /// What PostgreSQL and the API server call a page.
 const PAGE: u32 = 500;
 
 /// What was measured of one fleet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Costs {
     pub(crate) desktops: usize,
     pub(crate) list: f64,
     pub(crate) first_served: f64,
+    pub(crate) verified: f64,
+    /// Calls to the API server and SQL statements in an idle minute.
+    pub(crate) idle_calls: BTreeMap<String, f64>,
+    pub(crate) idle_statements: BTreeMap<String, f64>,
     pub(crate) memory: f64,
     pub(crate) idle_cpu: f64,
     pub(crate) lateness: f64,
@@ -59,12 +78,25 @@ impl Costs {
             Figure { name: format!("{} desktops: {what}", self.desktops), value, unit, limit, goal }
         };
         let list = Some((self.list, "a bare LIST of the same CRs, VMs and VMIs"));
-        vec![
+        let mut figures = vec![
             figure("start -> first new row served", self.first_served, "ms", list, Goal::RatioAtMost(2.0)),
+            figure("start -> all verified", self.verified, "ms", list, Goal::Told),
             figure("lateness of deadlines, p99", self.lateness, "ms", None, Goal::ValueAtMost(100.0)),
             figure("memory after churn", self.memory, "MB", None, Goal::ValueAtMost(60.0)),
             figure("idle, part of a core", self.idle_cpu, "%", None, Goal::ValueAtMost(0.2)),
-        ]
+        ];
+        for (what, calls, expected) in [
+            ("API calls", &self.idle_calls, IDLE_CALLS.as_slice()),
+            ("SQL statements", &self.idle_statements, IDLE_STATEMENTS.as_slice()),
+        ] {
+            let told = |what: &str, value: f64, goal: Goal| figure(&format!("idle, {what}"), value, "/min", None, goal);
+            for (call, count) in calls {
+                figures.push(told(&format!("{what}: {call}"), *count, Goal::Told));
+            }
+            let others = calls.iter().filter(|(call, _)| !expected.contains(&call.as_str()));
+            figures.push(told(&format!("{what}, others"), others.map(|(_, count)| count).sum(), Goal::ValueAtMost(0.0)));
+        }
+        figures
     }
 }
 
@@ -82,19 +114,24 @@ async fn costs(desktops: usize, arguments: &Arguments) -> Result<Costs> {
 
     operator.kill9().await?;
     let list = list_all(&place).await?;
-    let first_served = start(&place, &operator).await?;
+    let (first_served, verified) = start(&place, &operator, desktops).await?;
     churn(&place, arguments.churn).await?;
     let pid = operator.running().await?;
-    let idle_cpu = idle(pid).await?;
+    let (idle_cpu, counted) = idle(pid, &operator).await?;
+    let minutes = IDLE.as_secs_f64() / 60.0;
+    let a_minute =
+        |calls: BTreeMap<String, f64>| calls.into_iter().map(|(call, count)| (call, count / minutes)).collect();
+    let (idle_calls, idle_statements) = (a_minute(counted.api_calls()), a_minute(counted.statements()));
     let memory = resident(pid)?;
     let lateness = lateness(&place, desktops / DUE).await?;
-    Ok(Costs { desktops, list, first_served, memory, idle_cpu, lateness })
+    Ok(Costs { desktops, list, first_served, verified, memory, idle_cpu, idle_calls, idle_statements, lateness })
 }
 
 /// Rows whose desktops run already.
 async fn build(place: &Place, desktops: usize) -> Result<()> {
     let ids = place.insert_many(desktops).await?;
-    let bare = Bare::new(&place.client, place.namespace());
+    let database = place.app.query_one("select database_id from cyberdesk.database_identity", &[]).await?.get(0);
+    let bare = Bare::new(&place.client, place.namespace()).of_database(database);
     let vmis = kubevirt::vmis(&place.client, place.namespace());
     let (bare, vmis) = (&bare, &vmis);
     stream::iter(ids)
@@ -150,15 +187,24 @@ where
     }
 }
 
-/// Milliseconds from the start of the process until a row that is there already has its VM.
-async fn start(place: &Place, operator: &Supervised) -> Result<f64> {
+/// Milliseconds from the start of the process until a row that is there already has its VM, and until no desktop waits to
+/// be looked at any more, nor to be told of.
+async fn start(place: &Place, operator: &Supervised, desktops: usize) -> Result<(f64, f64)> {
     let sights = Sights::of(&place.client, place.namespace());
     let id = place.insert().await?;
+    std::fs::write(operator.log(), "")?;
     let began = Instant::now();
     operator.start().await?;
     let made = sights.when(Sight::Made, &Key::of_row(id).vm_name()).await?;
+    until("all desktops have been looked at", async || {
+        let figures = Counted::of(operator).await?;
+        let waiting = figures.sum("cyberdesk_queue_depth") + figures.sum("cyberdesk_write_back_entries");
+        Ok(figures.sum("cyberdesk_desktops") > desktops as f64 && waiting == 0.0)
+    })
+    .await?;
+    let verified = began.elapsed();
     place.app.execute("select request_shutdown($1)", &[&id]).await?;
-    Ok(made.duration_since(began).as_secs_f64() * 1e3)
+    Ok((made.duration_since(began).as_secs_f64() * 1e3, verified.as_secs_f64() * 1e3))
 }
 
 /// So many desktops come and go, some at a time.
@@ -178,13 +224,14 @@ async fn churn(place: &Place, lives: usize) -> Result<()> {
     Ok(())
 }
 
-/// Percent of a core that the process takes while nothing happens.
-async fn idle(pid: u32) -> Result<f64> {
+/// Percent of a core that the process takes while nothing happens, and what it calls meanwhile.
+async fn idle(pid: u32, operator: &Supervised) -> Result<(f64, Counted)> {
     // What the churn left behind is done by then.
     sleep(Duration::from_secs(5)).await;
-    let before = processor_time(pid)?;
+    let (counted, before) = (Counted::of(operator).await?, processor_time(pid)?);
     sleep(IDLE).await;
-    Ok((processor_time(pid)? - before) / IDLE.as_secs_f64() * 100.0)
+    let took = processor_time(pid)? - before;
+    Ok((took / IDLE.as_secs_f64() * 100.0, Counted::of(operator).await?.since(&counted)))
 }
 
 /// Seconds of a core that a process has taken (proc(5): `utime` and `stime`, in hundredths of a second on Linux).

@@ -5,6 +5,7 @@
 mod app_inserts;
 mod bare;
 mod burst;
+mod counted;
 mod failover;
 mod fleet;
 mod look_for_work;

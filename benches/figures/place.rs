@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use cyberdesk_operator::crd::Cyberdesk;
 use cyberdesk_testbed::node::{NodeConfig, Speed};
 use cyberdesk_testbed::operator::{NAMESPACE, launch};
 use cyberdesk_testbed::players::{KubeVirt, Players};
@@ -11,6 +12,7 @@ use cyberdesk_testbed::simulator::{Detail, SimulatorConfig};
 use cyberdesk_testbed::supervise::Supervised;
 use cyberdesk_testbed::world::make_namespace;
 use cyberdesk_testbed::{Options, Progress, Testbed};
+use kube::api::{Api, ListParams};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -112,6 +114,13 @@ impl Place {
             Ok(self.count("select count(*) from cyberdesk_instances where ended_at is null").await? == 0)
         })
         .await
+    }
+
+    /// Waits until there is no CR any more: the last that the operator does about a desktop.
+    pub(crate) async fn no_crs(&self) -> Result<()> {
+        let crs = Api::<Cyberdesk>::namespaced(self.client.clone(), self.namespace());
+        let one = ListParams::default().limit(1);
+        until("all CRs are gone", async || Ok(crs.list(&one).await?.items.is_empty())).await
     }
 
     /// The operator's own API: its namespace.

@@ -12,15 +12,17 @@ type Cost = fn(&Costs) -> f64;
 
 /// Draws all that was measured into an SVG file.
 pub(crate) fn draw(file: &Path, costs: &[Costs]) -> Result<()> {
-    let charts: [(&str, Cost); 4] = [
+    let charts: [(&str, Cost); 6] = [
         ("start -> first new row served, ms", |costs| costs.first_served),
+        ("start -> all verified, ms", |costs| costs.verified),
         ("a bare LIST of the same objects, ms", |costs| costs.list),
         ("memory, MB", |costs| costs.memory),
         ("lateness of deadlines, p99, ms", |costs| costs.lateness),
+        ("idle, % of a core", |costs| costs.idle_cpu.max(0.01)),
     ];
-    let area = SVGBackend::new(file, (800, 560)).into_drawing_area();
+    let area = SVGBackend::new(file, (800, 840)).into_drawing_area();
     area.fill(&WHITE)?;
-    for (panel, (title, cost)) in area.split_evenly((2, 2)).iter().zip(charts) {
+    for (panel, (title, cost)) in area.split_evenly((3, 2)).iter().zip(charts) {
         chart(panel, title, &costs.iter().map(|costs| (costs.desktops as f64, cost(costs))).collect::<Vec<_>>())
             .map_err(|error| anyhow!("draw {title}: {error}"))?;
     }

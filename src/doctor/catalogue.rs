@@ -120,7 +120,8 @@ async fn triggers(pool: &Pool) -> anyhow::Result<Finding> {
         }
     }
     let guard = "zzzz_cyberdesk_guard";
-    for (_, later, ..) in there.iter().filter(|(_, name, _, before_row)| *before_row && name.as_str() > guard) {
+    let ours = |name: &str| declared.iter().any(|part| part.name == name);
+    for (_, later, ..) in there.iter().filter(|(_, name, _, first)| *first && name.as_str() > guard && !ours(name)) {
         faults.push(Fault::new(
             format!("{later} runs after {guard}, and can undo what it decides"),
             format!("alter trigger {later} on public.cyberdesk_instances rename to aa_{later};"),

@@ -29,9 +29,9 @@ pub(super) struct Part {
     pub(super) statement: &'static str,
 }
 
-/// Every trigger that the migrations make.
+/// Every trigger that the migrations make, and do not drop again.
 pub(super) fn triggers() -> Vec<Part> {
-    parts("trigger", &["constraint"])
+    parts("trigger", &["or", "replace", "constraint"])
 }
 
 /// Every index that the migrations make.
@@ -44,11 +44,14 @@ pub(super) fn policies() -> Vec<Part> {
     parts("policy", &[])
 }
 
-/// `create [QUALIFIER] KIND [concurrently] [if not exists] NAME … on TABLE …;`
+/// `create [QUALIFIER…] KIND [concurrently] [if not exists] NAME … on TABLE …;`, by the last text of each, and
+/// `drop KIND NAME on TABLE;`
 fn parts(kind: &str, qualifiers: &[&str]) -> Vec<Part> {
-    let mut parts = vec![];
+    let mut parts: Vec<Part> = vec![];
     for (_, _, text) in MIGRATIONS {
-        for (begins, _) in text.match_indices("create ") {
+        let mut verbs: Vec<_> = text.match_indices("create ").chain(text.match_indices("drop ")).collect();
+        verbs.sort_unstable();
+        for (begins, verb) in verbs {
             let statement = text[begins..].split(';').next().unwrap_or_default();
             let mut words = statement.split_whitespace().skip(1).skip_while(|word| qualifiers.contains(word));
             if words.next() != Some(kind) {
@@ -56,7 +59,10 @@ fn parts(kind: &str, qualifiers: &[&str]) -> Vec<Part> {
             }
             let name = words.find(|word| !["concurrently", "if", "not", "exists"].contains(word));
             if let (Some(name), Some(table)) = (name, words.skip_while(|word| *word != "on").nth(1)) {
-                parts.push(Part { name, table, statement });
+                parts.retain(|known| (known.name, known.table) != (name, table));
+                if verb == "create " {
+                    parts.push(Part { name, table, statement });
+                }
             }
         }
     }
@@ -125,7 +131,9 @@ mod tests {
         let triggers = triggers();
         let guard = triggers.iter().find(|trigger| trigger.name == "zzzz_cyberdesk_guard").expect("the guard");
         assert_eq!(guard.table, "public.cyberdesk_instances");
+        assert!(guard.statement.contains(" before update on "), "the last of its texts: {}", guard.statement);
         assert!(guard.statement.ends_with("execute function cyberdesk.guard()"), "{}", guard.statement);
+        assert!(triggers.iter().all(|trigger| trigger.name != "zzzz_cyberdesk_inserted"), "it was dropped");
         assert!(triggers.iter().any(|trigger| trigger.name == "wake_on_new_work"));
         assert!(indexes().iter().any(|index| index.name == "cyberdesk_instances_not_over_idx"), "{:?}", indexes());
         assert!(policies().iter().any(|policy| policy.name == "cyberdesk_owners_read"), "{:?}", policies());
