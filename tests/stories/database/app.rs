@@ -18,6 +18,7 @@ pub(super) const STORIES: &[Story] = &[
     ("old rows can be copied in, and those that were over stay over", |p| Box::pin(copy(p))),
     ("another trigger cannot bring an ended desktop back", |p| Box::pin(other_triggers(p))),
     ("another trigger may write to a row as it is inserted", |p| Box::pin(written_at_once(p))),
+    ("another trigger may end what a statement inserts", |p| Box::pin(ended_at_once(p))),
     ("an id once used is refused, whoever asks", |p| Box::pin(id_reuse(p))),
     ("an id is refused also while its delete is still open", |p| Box::pin(id_reuse_race(p))),
     ("the operator's columns and the fixed ones cannot be written by others", |p| Box::pin(foreign_writes(p))),
@@ -268,6 +269,23 @@ async fn other_triggers(postgres: &Postgres) -> Result<()> {
     fixture.execute("update public.cyberdesk_instances set stream_url = null where id = $1", id).await?;
     assert_eq!(fixture.row(id).await?.brief(), "terminated guest-shutdown.");
     assert_eq!(fixture.operator.look(id, &["desired", "status"]).await?, "absent terminated");
+    Ok(())
+}
+
+async fn ended_at_once(postgres: &Postgres) -> Result<()> {
+    let fixture = Fixture::new(postgres).await?;
+    fixture
+        .app
+        .batch_execute(
+            "create function public.refuse() returns trigger language plpgsql set search_path = '' as
+               $$ begin perform public.request_shutdown(i.id) from refused i; return null; end $$;
+             create trigger refuse after insert on public.cyberdesk_instances
+               referencing new table as refused for each statement execute function public.refuse()",
+        )
+        .await?;
+    let id = fixture.insert().await?;
+    assert_eq!(fixture.operator.look(id, &["desired", "reason"]).await?, "absent requested");
+    assert_eq!(fixture.operator.dirty().await?, [id]);
     Ok(())
 }
 
