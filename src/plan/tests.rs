@@ -92,6 +92,7 @@ fn vm() -> Vm {
         created: at(-10),
         start: StartRules::default(),
         noticed: true,
+        unheld: None,
         deleting: false,
         run_strategy: RunStrategy::Once,
         restart_pending: false,
@@ -226,7 +227,7 @@ impl Situation {
             Action::ApplyCr { .. } => "apply CR".into(),
             Action::DeleteCr { .. } => "delete CR".into(),
             Action::CreateVm { .. } => "create VM".into(),
-            Action::DeleteVm { uid } => format!("delete {uid}"),
+            Action::DeleteVm { uid, .. } => format!("delete {uid}"),
             Action::DeleteVmi { uid } => format!("delete {uid}"),
             Action::DeleteSecrets { .. } => "delete Secret".into(),
             Action::LookLive => "look live".into(),
@@ -463,6 +464,20 @@ fn each_situation_of_a_row_has_its_next_steps() {
     for (case, situation, wanted) in cases {
         assert_eq!(situation.told(), wanted, "{case}");
     }
+}
+
+#[test]
+fn a_desktop_by_hand_that_has_said_its_last_word_is_left_as_it_is() {
+    let due = Cr { created: at(-600), ..hand_cr() };
+    let over = Situation::by_hand(Present(due.clone()), Absent, Absent).live();
+    let status = over.plan().actions.into_iter().find_map(|action| match action {
+        Action::WriteCrStatus { status, .. } => Some(*status),
+        _ => None,
+    });
+    let cr = Cr { status: status.expect("it says that it is over"), ..due };
+    let told = Situation::by_hand(Present(cr), Absent, Absent);
+    assert_eq!(told.told(), "");
+    assert_eq!(told.live().told(), "", "diff, which looks live, finds nothing to do");
 }
 
 #[test]
