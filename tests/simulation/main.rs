@@ -10,8 +10,13 @@
 mod cluster;
 mod daemon;
 mod database;
+mod deeds;
+mod laws;
 mod outage;
+mod pair;
+mod people;
 mod planted;
+mod processes;
 mod world;
 
 use std::ops::Range;
