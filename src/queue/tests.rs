@@ -335,6 +335,27 @@ fn a_key_that_is_woken_all_the_time_for_its_end_delays_no_other_s() {
 }
 
 #[test]
+fn a_day_of_failures_costs_each_key_a_try_or_two_a_minute() {
+    let (mut core, start) = (open(), Instant::now());
+    let (keys, day) = ([Lane::Makes, Lane::Ends].map(|lane| (key(&format!("{lane:?}")), lane)), 86_400 * SECOND);
+    let (mut now, mut tries) = (start, 0);
+    for (key, lane) in &keys {
+        core.wake(key, *lane, now);
+    }
+    while now < start + day {
+        while let Some((taken, lane)) = core.take(now, true) {
+            tries += 1;
+            core.done(&taken, lane, Outcome::Failed { at_least: Duration::ZERO, deadline: None }, now, 0.5);
+        }
+        assert!(core.entries.len() == 2 && core.timers.len() == 2 && core.ends.len() + core.makes.len() == 0);
+        assert!(core.heat.cool_at.len() <= 2 && core.cooling.is_empty());
+        now = core.next_timer().expect("each comes again");
+    }
+    let each = tries / 2;
+    assert!((24 * 60..=2 * 24 * 60).contains(&each), "{each} tries in a day");
+}
+
+#[test]
 fn an_end_that_fails_is_not_tried_again_at_each_change() {
     let (mut core, start) = (open(), Instant::now());
     let mut tries = 0;
