@@ -21,7 +21,7 @@ impl World {
             return Ok(None);
         }
         let turn = which as usize % daemon.turns.len();
-        let key = daemon.turns[turn].key.clone();
+        let (key, held, waits) = (daemon.turns[turn].key.clone(), daemon.turns[turn].held, daemon.turns[turn].waits);
         let Some(action) = daemon.turns[turn].actions.pop_front() else { return Ok(None) };
         let words = format!("{} for {}: {}", person(at), short(&key), words(&action));
         let is_local = matches!(action, Action::Report(_) | Action::Expire(_) | Action::Forget);
@@ -30,6 +30,12 @@ impl World {
             return Ok(Some(format!("{words}, in vain")));
         }
         let Some(action) = self.with_bug(&key, action) else { return Ok(Some(format!("{words}: forgotten"))) };
+        if held && !matches!(action, Action::WriteCrStatus { .. }) {
+            return Err(format!("{} is paused, and it {}", short(&key), verb(&action)));
+        }
+        if waits && matches!(action, Action::CreateVm { .. }) {
+            return Err(format!("{} is made, though new desktops wait", short(&key)));
+        }
         self.judge(&key, &action)?;
         if let Action::WriteCrStatus { status, .. } = &action {
             self.judge_end(&key, status)?;
@@ -56,6 +62,7 @@ impl World {
         match (self.bug, &action) {
             (Some(Bug::TimeoutNotTold), Action::Report(report)) if report.reason.as_deref() == Some("timeout") => None,
             (Some(Bug::FailureNotTold), Action::Report(report)) if report.status == Some(RowStatus::Error) => None,
+            (Some(Bug::SecretLeft), Action::DeleteSecrets { .. }) => None,
             (Some(Bug::NotInStatusNotDeleted), Action::DeleteVm { .. }) => {
                 let named = self.cluster.crs.get(key).is_some_and(|cr| cr.status.virtual_machine_ref.is_some());
                 named.then_some(action)
@@ -144,6 +151,9 @@ impl World {
                 true
             }
             Action::DeleteSecrets { selector } => {
+                if self.bug == Some(Bug::SecretsOfAll) {
+                    self.cluster.secrets.clear();
+                }
                 let of_row = key.row_id().map(|id| id.hyphenated().to_string());
                 self.cluster.secrets.retain(|owner| match &of_row {
                     Some(id) if selector.contains("origin=hand") => owner.starts_with("cr-") || owner != id,
@@ -206,6 +216,7 @@ impl World {
     pub(crate) fn sweeps(&mut self, at: usize) {
         let database = &self.database;
         let away = self.database_away.is_some() || self.api_away;
+        let away = away || self.bug == Some(Bug::NeverSweeps);
         if self.processes[at].runs().is_some_and(|daemon| !away && daemon.leads() && daemon.trusts(database)) {
             let over: BTreeSet<String> =
                 self.database.all().filter(|row| row.ended).map(|row| Owner::Row(row.id).id()).collect();

@@ -1,8 +1,12 @@
 //! What must hold: of each deed, after each step, and when all is quiet.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use cyberdesk_operator::model::{Desired, RowStatus};
 use cyberdesk_operator::names::{Key, Owner};
 use cyberdesk_operator::plan::Action;
+use tokio::time::advance;
 use uuid::Uuid;
 
 use crate::database::{Database, is_live};
@@ -87,8 +91,51 @@ impl World {
             if row.ended && vm.is_some() && self.aside.is_none() {
                 return Err(format!("{} is said to be over, and has a VM", name(id)));
             }
+            let secret = Owner::Row(id).id();
+            let has_secret = self.cluster.secrets.contains(&secret);
+            if row.ended && has_secret && !self.seen.late_secrets.contains(&secret) && self.aside.is_none() {
+                return Err(format!("{} is said to be over, and has a Secret", name(id)));
+            }
+            if row.desired == Desired::Present && vm.is_some_and(|vm| !vm.deleting) && !has_secret {
+                return Err(format!("{} has a VM, and no Secret for it", name(id)));
+            }
         }
         Ok(())
+    }
+
+    /// While everything goes well, what is paused stays as it is.
+    pub(crate) async fn rests(&mut self) -> Result<(), String> {
+        if self.aside.is_some() || self.paused().is_empty() {
+            return Ok(());
+        }
+        let mut before = None;
+        // Until a new term has begun, and everybody has heard; and until deadlines are over that came meanwhile.
+        for round in 0..60 {
+            self.quiet_round().await?;
+            if round < 30 {
+                continue;
+            }
+            let now = self.paused();
+            let held = before.get_or_insert_with(|| now.clone());
+            if *held != now {
+                return Err(format!("what is paused is not left as it is: it was {held:?}, and is {now:?}"));
+            }
+            advance(Duration::from_secs(4)).await;
+            (0..2).for_each(|at| drop(self.leads(at)));
+        }
+        Ok(())
+    }
+
+    /// What there is of the desktops that are paused: CR, VM that is not being deleted, and whether it is over.
+    fn paused(&self) -> BTreeMap<Uuid, (Option<String>, Option<String>, bool)> {
+        let held = self.database.all().filter_map(|row| {
+            let key = Key::of_row(row.id);
+            let (cr, vm) = (self.cluster.crs.get(&key), self.cluster.vms.get(&key));
+            let paused = !row.ended && (row.paused || cr.is_some_and(|cr| cr.paused));
+            let vm = vm.filter(|vm| !vm.deleting).map(|vm| vm.uid.clone());
+            paused.then(|| (row.id, (cr.map(|cr| cr.uid.clone()), vm, row.ended)))
+        });
+        held.collect()
     }
 
     /// Whether all is as it should be when nothing happens any more.

@@ -63,6 +63,50 @@ impl World {
         what.map(|what| format!("a person {what}: {}", short(&key)))
     }
 
+    /// An administrator pauses the making of desktops, or one desktop, or a person annotates its CR; or has it go on.
+    pub(crate) fn pauses(&mut self, id: Uuid, how: u32) -> Option<String> {
+        // What is paused goes on more often than it came to be.
+        let rarely = how & 64 == 0;
+        let (whom, paused) = match how % 4 {
+            0 if self.database.paused || rarely => {
+                self.database.paused = !self.database.paused;
+                ("new desktops".to_owned(), self.database.paused)
+            }
+            1 => {
+                let paused = !self.database.desktops.get(&id)?.paused;
+                let done = (!paused || rarely) && self.database.pause(id, paused);
+                (format!("{} in SQL", name(id)), done.then_some(paused)?)
+            }
+            2 | 3 => {
+                let key = if how & 8 == 0 { Key::of_row(id) } else { Key::new(BY_HAND[0]) };
+                let cr = self.cluster.crs.get(&key).filter(|cr| cr.paused || rarely)?;
+                let (uid, paused) = (cr.uid.clone(), !cr.paused);
+                self.cluster.change_cr(&key, &uid, |cr| cr.paused = paused);
+                (format!("{} by annotation", short(&key)), paused)
+            }
+            _ => return None,
+        };
+        let what = if paused { "pauses" } else { "resumes" };
+        self.count(format!("{what} {}", ["all", "a row", "a CR", "a CR"][(how % 4) as usize]));
+        Some(format!("a person {what} {whom}"))
+    }
+
+    /// Everything that was paused goes on.
+    pub(crate) fn resumes(&mut self) {
+        for database in std::iter::once(&mut self.database).chain(self.aside.as_mut().map(|(right, _)| right)) {
+            database.paused = false;
+            let ids: Vec<Uuid> = database.desktops.keys().copied().collect();
+            for id in ids {
+                database.pause(id, false);
+            }
+        }
+        for key in self.cluster.keys() {
+            if let Some(uid) = self.cluster.crs.get(&key).map(|cr| cr.uid.clone()) {
+                self.cluster.change_cr(&key, &uid, |cr| cr.paused = false);
+            }
+        }
+    }
+
     pub(crate) fn kubevirt(&mut self, which: u32, how: u32) -> Option<String> {
         let key = pick(&self.cluster.keys(), which)?;
         let now = self.now().cluster;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cyberdesk_operator::brake::{self, ClusterSide};
 use cyberdesk_operator::lease::Term;
-use cyberdesk_operator::names::Key;
+use cyberdesk_operator::names::{Key, Owner};
 use cyberdesk_operator::plan::Action;
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -132,10 +132,22 @@ impl World {
         }
         let (key, action, database) = self.limbo.remove(which as usize % self.limbo.len());
         if which & 256 != 0 {
-            return Some(format!("lost for ever, for {}: {}", short(&key), words(&action)));
+            if let Action::CreateVm { owner: owner @ Owner::Row(_), .. } = &action {
+                self.seen.late_secrets.insert(owner.id());
+                self.ghosts.insert(owner.id());
+            }
+            return Some(format!("lost, for {}: {}", short(&key), words(&action)));
         }
         let before = self.cluster.vms.get(&key).map(|vm| vm.uid.clone());
         let now = self.now();
+        if let Action::CreateVm { owner, .. } = &action {
+            self.seen.late_secrets.insert(owner.id());
+            // It is two calls, of which the second may be lost.
+            if which & 128 != 0 {
+                self.cluster.secrets.insert(owner.id());
+                return Some(format!("lands late, for {}: creates the Secret, and no VM", short(&key)));
+            }
+        }
         self.land(&key, &action, database, now);
         let after = self.cluster.vms.get(&key).map(|vm| vm.uid.clone());
         self.seen.late.extend(after.filter(|_| before.is_none()));

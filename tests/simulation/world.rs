@@ -35,6 +35,7 @@ enum Happening {
     Delete,
     Lock,
     Person,
+    Pause,
     Guest,
     KubeVirt,
     Hear,
@@ -65,7 +66,8 @@ impl Happening {
             7 => Self::Lock,
             8..=9 => Self::Person,
             10 => Self::Guest,
-            11..=24 => Self::KubeVirt,
+            11 => Self::Pause,
+            12..=24 => Self::KubeVirt,
             25..=48 => Self::Hear,
             49..=58 => Self::Read,
             59..=74 => Self::Take,
@@ -94,6 +96,8 @@ pub(crate) struct World {
     pub(crate) lease: Lease,
     /// Calls whose caller is gone: they may land late, or never.
     pub(crate) limbo: Vec<(Key, Action, Uuid)>,
+    /// Owners of Secrets whose call seemed lost, and which come when all is over.
+    pub(crate) ghosts: BTreeSet<String>,
     /// The right database, while another one is in its place.
     pub(crate) aside: Option<(Database, u128)>,
     /// The database as it was before.
@@ -128,6 +132,8 @@ pub(crate) struct Witness {
     pub(crate) absent: BTreeSet<Uuid>,
     /// VMs that landed late, after their caller was gone.
     pub(crate) late: BTreeSet<String>,
+    /// Owners of Secrets that did.
+    pub(crate) late_secrets: BTreeSet<String>,
     /// CRs that tell of an end.
     pub(crate) ended_crs: BTreeSet<String>,
 }
@@ -148,6 +154,7 @@ impl World {
                 confirmed_at: None,
             },
             limbo: vec![],
+            ghosts: BTreeSet::new(),
             aside: None,
             earlier: None,
             databases: 1,
@@ -211,6 +218,7 @@ impl World {
             Happening::Delete => self.database.delete(id).then(|| format!("the app deletes {}", name(id))),
             Happening::Lock => self.app_locks(id),
             Happening::Person => self.person(id, how),
+            Happening::Pause => self.pauses(id, how),
             Happening::Guest => self.guest(which, how),
             Happening::KubeVirt => self.kubevirt(which, how),
             Happening::Hear => self.hears(daemon, which),
@@ -282,11 +290,16 @@ impl World {
     pub(crate) async fn settles(&mut self) -> Result<(), String> {
         self.all_but_the_database_come_back();
         self.database_away = None;
+        self.rests().await?;
+        self.resumes();
         for round in 0..400 {
             self.quiet_round().await?;
             self.confirms(round);
             if self.is_settled().is_ok() {
-                return Ok(());
+                if self.ghosts.is_empty() {
+                    return Ok(());
+                }
+                self.cluster.secrets.append(&mut self.ghosts);
             }
             // Half a minute under one leader: what waits for its time waits in one term.
             for _ in 0..if round % 5 == 4 { 6 } else { 0 } {
