@@ -142,7 +142,7 @@ impl World {
                 self.cluster.create_vm(key, (Some(owner.clone()), of_row), self.run_strategy, self.now().cluster);
                 true
             }
-            Action::DeleteVm { uid } => {
+            Action::DeleteVm { uid, .. } => {
                 self.cluster.delete_vm(key, Some(uid));
                 true
             }
