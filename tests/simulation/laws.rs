@@ -93,7 +93,7 @@ impl World {
             }
             let secret = Owner::Row(id).id();
             let has_secret = self.cluster.secrets.contains(&secret);
-            if row.ended && has_secret && !self.seen.late_secrets.contains(&secret) && self.aside.is_none() {
+            if row.ended && has_secret && !self.late_secrets.contains(&secret) && self.aside.is_none() {
                 return Err(format!("{} is said to be over, and has a Secret", name(id)));
             }
             if row.desired == Desired::Present && vm.is_some_and(|vm| !vm.deleting) && !has_secret {

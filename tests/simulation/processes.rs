@@ -133,7 +133,7 @@ impl World {
         let (key, action, database) = self.limbo.remove(which as usize % self.limbo.len());
         if which & 256 != 0 {
             if let Action::CreateVm { owner: owner @ Owner::Row(_), .. } = &action {
-                self.seen.late_secrets.insert(owner.id());
+                self.late_secrets.insert(owner.id());
                 self.ghosts.insert(owner.id());
             }
             return Some(format!("lost, for {}: {}", short(&key), words(&action)));
@@ -141,7 +141,7 @@ impl World {
         let before = self.cluster.vms.get(&key).map(|vm| vm.uid.clone());
         let now = self.now();
         if let Action::CreateVm { owner, .. } = &action {
-            self.seen.late_secrets.insert(owner.id());
+            self.late_secrets.insert(owner.id());
             // It is two calls, of which the second may be lost.
             if which & 128 != 0 {
                 self.cluster.secrets.insert(owner.id());

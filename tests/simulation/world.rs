@@ -96,6 +96,8 @@ pub(crate) struct World {
     pub(crate) lease: Lease,
     /// Calls whose caller is gone: they may land late, or never.
     pub(crate) limbo: Vec<(Key, Action, Uuid)>,
+    /// Owners of Secrets that landed late, or are to.
+    pub(crate) late_secrets: BTreeSet<String>,
     /// Owners of Secrets whose call seemed lost, and which come when all is over.
     pub(crate) ghosts: BTreeSet<String>,
     /// The right database, while another one is in its place.
@@ -132,8 +134,6 @@ pub(crate) struct Witness {
     pub(crate) absent: BTreeSet<Uuid>,
     /// VMs that landed late, after their caller was gone.
     pub(crate) late: BTreeSet<String>,
-    /// Owners of Secrets that did.
-    pub(crate) late_secrets: BTreeSet<String>,
     /// CRs that tell of an end.
     pub(crate) ended_crs: BTreeSet<String>,
 }
@@ -154,6 +154,7 @@ impl World {
                 confirmed_at: None,
             },
             limbo: vec![],
+            late_secrets: BTreeSet::new(),
             ghosts: BTreeSet::new(),
             aside: None,
             earlier: None,
