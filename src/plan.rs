@@ -8,7 +8,7 @@
 //!   guard); to declare a desktop over, VM and VMI must have been looked for live.
 //! - A VM that was recorded and is gone means an end, never another VM.
 //! - An end that the cluster decided (crash, power-off) stands in the CR before the VM is deleted.
-//! - What is not marked as this desktop's is never touched.
+//! - What is not marked as this desktop's is never touched, nor is what another operator holds.
 //! - A desktop that a person has paused is not touched either: see [`paused`].
 
 mod observed;
@@ -194,6 +194,8 @@ pub fn plan(view: &View<'_>, now: Now) -> Plan {
         _ if view.braked && view.key.row_id().is_some() => Plan::nothing(),
         // "Could not see" is not "is not there".
         (_, Seen::Unknown) => Plan::nothing(),
+        // Another operator's, until it is adopted: it may have a VM under a name of which nothing is known here.
+        (_, Seen::Present(cr)) if cr.is_kopfs() => Plan::nothing(),
         _ if let Some(words) = paused::why(view) => paused::plan(view, words, now),
         (Seen::Unknown, Seen::Present(cr)) => unread::plan(view, cr, now),
         (Seen::Unknown, Seen::Absent) => Plan::nothing(),

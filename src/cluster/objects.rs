@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::crd::{CyberdeskSpec, CyberdeskStatus};
 use crate::model::{Cr, RunStrategy, StartRules, Vm, Vmi, VmiPhase, later};
-use crate::names::{Key, Owner, database_of, is_paused};
+use crate::names::{KOPF_FINALIZER, Key, Owner, adopted_name, database_of, is_paused};
 use crate::queue::Lane;
 
 /// Seconds of grace of a VMI that does not say (KubeVirt's `DefaultGracePeriodSeconds`).
@@ -24,7 +24,7 @@ const POD_GRACE: SignedDuration = SignedDuration::from_secs(30);
 pub trait Observed: Resource<DynamicType = ()> {
     /// What the decision reads of it.
     type Seen: Clone + PartialEq + Send + 'static;
-    /// The desktop it belongs to, by its name. `None`: the name cannot be one of ours.
+    /// The desktop it belongs to, by its name or as adopted. `None`: it cannot be one of ours.
     fn key(&self) -> Option<Key>;
     /// What the decision reads of it.
     fn seen(&self) -> Self::Seen;
@@ -94,6 +94,7 @@ impl Observed for CrObject {
             owner: Owner::of(&self.metadata),
             database: database_of(&self.metadata),
             deleting: self.metadata.deletion_timestamp.is_some(),
+            held_by_kopf: self.metadata.finalizers.iter().flatten().any(|name| name == KOPF_FINALIZER),
             paused: is_paused(&self.metadata),
             spec,
             status_readable: status.is_some(),
@@ -163,13 +164,14 @@ impl Observed for VmObject {
     type Seen = Vm;
 
     fn key(&self) -> Option<Key> {
-        self.metadata.name.as_deref().and_then(Key::from_vm_name)
+        Key::of_vm(&self.metadata)
     }
 
     fn seen(&self) -> Vm {
         let failure = self.status.conditions.iter().find(|condition| condition.is("Failure", "True"));
         Vm {
             uid: self.metadata.uid.clone().unwrap_or_default(),
+            adopted_name: adopted_name(&self.metadata).map(str::to_owned),
             owner: Owner::of(&self.metadata),
             database: database_of(&self.metadata),
             created: created(&self.metadata),
@@ -240,7 +242,7 @@ impl Observed for VmiObject {
     type Seen = Vmi;
 
     fn key(&self) -> Option<Key> {
-        self.metadata.name.as_deref().and_then(Key::from_vm_name)
+        Key::of_vm(&self.metadata)
     }
 
     fn seen(&self) -> Vmi {
@@ -251,6 +253,7 @@ impl Observed for VmiObject {
         let grace = self.spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE).max(0);
         Vmi {
             uid: self.metadata.uid.clone().unwrap_or_default(),
+            adopted_name: adopted_name(&self.metadata).map(str::to_owned),
             owner: Owner::of(&self.metadata),
             database: database_of(&self.metadata),
             created: created(&self.metadata),
