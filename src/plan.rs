@@ -241,12 +241,7 @@ impl<'a> Desktop<'a> {
 
     fn by_hand(cr: &'a Cr) -> Result<Self, &'a str> {
         let spec = cr.spec.as_ref().map_err(String::as_str)?;
-        let by_timeout = spec.timeout_ms.map(|ms| later(cr.created, SignedDuration::from_millis(ms)));
-        let expires_at = match (by_timeout, spec.expires_at) {
-            (Some(a), Some(b)) => a.min(b),
-            (Some(at), None) | (None, Some(at)) => at,
-            (None, None) => later(cr.created, DEFAULT_LIFETIME),
-        };
+        let expires_at = deadline_by_hand(cr);
         let params = spec.params.clone().map(Value::Object);
         let due_at = expires_at;
         Ok(Self { owner: Owner::Hand(cr.uid.clone()), row: None, cr: Some(cr), params, due_at, expires_at })
@@ -418,6 +413,17 @@ impl<'a> Desktop<'a> {
     }
 }
 
+/// The deadline of a CR by hand, as far as its spec can be read.
+pub(crate) fn deadline_by_hand(cr: &Cr) -> Timestamp {
+    let spec = cr.spec.as_ref().ok();
+    let by_timeout = spec.and_then(|spec| spec.timeout_ms).map(|ms| later(cr.created, SignedDuration::from_millis(ms)));
+    match (by_timeout, spec.and_then(|spec| spec.expires_at)) {
+        (Some(a), Some(b)) => a.min(b),
+        (Some(at), None) | (None, Some(at)) => at,
+        (None, None) => later(cr.created, DEFAULT_LIFETIME),
+    }
+}
+
 /// What the database does not know yet of a desktop that lives.
 fn news(row: &Row, vm: Option<&Vm>, start: &Start) -> Option<Action> {
     let running = start.ready && row.status == RowStatus::Pending;
@@ -459,8 +465,8 @@ fn refuse_spec(view: &View<'_>, cr: &Cr, why: &str, now: Now) -> Plan {
         row: None,
         cr: Some(cr),
         params: None,
-        due_at: later(cr.created, DEFAULT_LIFETIME),
-        expires_at: later(cr.created, DEFAULT_LIFETIME),
+        due_at: deadline_by_hand(cr),
+        expires_at: deadline_by_hand(cr),
     };
     let end = reason::end(Reason::BadSpec, Some(why.to_owned()), now.cluster);
     desktop.end(view, desktop.decided_end(now).as_ref().unwrap_or(&end), now)
