@@ -10,7 +10,7 @@ use kube::api::ObjectMeta;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::crd::{CyberdeskSpec, CyberdeskStatus};
+use crate::crd::{CyberdeskSpec, CyberdeskStatus, KopfStatus};
 use crate::model::{Cr, RunStrategy, StartRules, Vm, Vmi, VmiPhase, later};
 use crate::names::{KOPF_FINALIZER, Key, Owner, adopted_name, database_of, is_paused};
 use crate::queue::Lane;
@@ -98,13 +98,25 @@ impl Observed for CrObject {
             paused: is_paused(&self.metadata),
             spec,
             status_readable: status.is_some(),
-            status: status.unwrap_or_default(),
+            status: status.unwrap_or_else(|| CyberdeskStatus {
+                cyberdesk_create: kopf_status(&self.status),
+                ..Default::default()
+            }),
         }
     }
 
     fn lane(seen: &Cr) -> Lane {
         if seen.deleting { Lane::Ends } else { Lane::Makes }
     }
+}
+
+/// What the Kopf operator left in a status that cannot be read as ours: its first version wrote the same fields to the
+/// status itself.
+fn kopf_status(status: &Value) -> Option<KopfStatus> {
+    [&status["cyberdesk_create"], status]
+        .into_iter()
+        .filter_map(|told| KopfStatus::deserialize(told).ok())
+        .find(|told| told.virtual_machine_ref.is_some())
 }
 
 fn created(meta: &ObjectMeta) -> Timestamp {
@@ -295,4 +307,29 @@ impl Observed for VmiObject {
 /// does not parse counts as newest, so that nothing is ever withheld on account of it.
 pub(super) fn version(meta: &ObjectMeta) -> u64 {
     meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_a_status_that_is_not_ours_what_kopf_recorded_is_read() {
+        let read = |status: Value| {
+            let cr = json!({ "metadata": { "name": "desk" }, "spec": {}, "status": status });
+            let cr: CrObject = serde_json::from_value(cr).expect("an object");
+            let seen = cr.seen();
+            (seen.status_readable, seen.status.cyberdesk_create.and_then(|told| told.virtual_machine_ref))
+        };
+        let handler =
+            json!({ "virtualMachineRef": "a", "expiryTime": "2025-04-22T10:00:00.123", "lastPhase": "Cloned" });
+        assert_eq!(read(json!({ "cyberdesk_create": handler })), (true, Some("a".to_owned())));
+        let both =
+            json!({ "cyberdesk_create": handler, "virtualMachineRef": "b", "expiryTime": "2025-04-22T10:00:00" });
+        assert_eq!(read(both), (false, Some("a".to_owned())));
+        assert_eq!(read(json!({ "virtualMachineRef": "b" })), (false, Some("b".to_owned())));
+        assert_eq!(read(json!({ "phase": "Odd" })), (false, None));
+    }
 }
