@@ -31,6 +31,8 @@ and 2 if neither the database nor the cluster could be looked at.";
 const REDRAW: Duration = Duration::from_secs(2);
 /// Lines of a list, so that all fits on a screen.
 const LINES: usize = 5;
+/// A row that an administrator has left alone.
+const PAUSED: &str = "paused";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -89,7 +91,7 @@ struct Fleet {
     leader: Option<Leader>,
     /// What an app is told of the operator.
     service: Option<Service>,
-    /// Rows that are not over, by status; of those that no longer want a VM, `ending`.
+    /// Rows that are not over, by status; of those that no longer want a VM, `ending`; of those left alone in SQL, `paused`.
     rows: BTreeMap<&'static str, usize>,
     /// Cyberdesks by phase.
     cyberdesks: BTreeMap<String, usize>,
@@ -121,8 +123,8 @@ impl Fleet {
         let leader = objects.map(|objects| objects.leader.clone());
         unseen.extend(leader.iter().filter_map(|leader| Some(format!("the Lease: {}", leader.as_ref().err()?))));
         let rows: Vec<&Row> = database.iter().flat_map(|it| it.rows.values()).filter(|row| !row.ended).collect();
-        let by_status =
-            ["pending", "running", "ending"].map(|word| (word, rows.iter().filter(|row| word_of(row) == word).count()));
+        let words = ["pending", "running", "ending", PAUSED];
+        let by_status = words.map(|word| (word, rows.iter().filter(|row| word_of(row) == word).count()));
         let (mut cyberdesks, mut reasons) = (BTreeMap::new(), BTreeMap::new());
         for cr in objects.iter().flat_map(|it| it.crs.values()) {
             *cyberdesks.entry(cr.status.phase.map_or("new".to_owned(), |phase| format!("{phase:?}"))).or_default() += 1;
@@ -131,14 +133,15 @@ impl Fleet {
             }
         }
         let now = survey.now();
-        let unheeded: Vec<&&Row> = rows.iter().filter(|row| row.generation > row.observed_generation).collect();
+        let unheeded: Vec<&&Row> =
+            rows.iter().filter(|row| row.generation > row.observed_generation && !row.paused).collect();
         let waits = unheeded.iter().map(|row| row.changed_at).min().zip(now);
         Self {
             namespace: survey.namespaces.0.clone(),
             now: now.map(|now| now.database),
             leader: leader.and_then(Result::ok).flatten(),
             service: database.map(|it| it.service.clone()),
-            rows: BTreeMap::from(by_status),
+            rows: by_status.into_iter().filter(|(word, count)| *word != PAUSED || *count > 0).collect(),
             cyberdesks,
             virtual_machines: objects.map_or(0, |it| it.vms.len()),
             instances: objects.map_or(0, |it| it.vmis.len()),
@@ -201,6 +204,7 @@ impl Fleet {
 
 fn word_of(row: &Row) -> &'static str {
     match row.desired {
+        _ if row.paused => PAUSED,
         Desired::Absent => "ending",
         Desired::Present => row.status.as_str(),
     }

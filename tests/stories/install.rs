@@ -192,8 +192,11 @@ async fn monitored(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// What a migration may do to the functions that the running daemon calls: each is another one afterwards.
+/// What a migration may do to the functions that the running daemon calls: each is another one afterwards. The app's table
+/// comes first, as in its own statements: the other way round, one of the two would be a deadlock's victim.
 const MADE_ANEW: &str = "
+    alter table public.cyberdesk_instances add column of_the_next_version text;
+    alter table cyberdesk.desktop add column of_the_next_version text;
     do $$
     declare
       f record;
@@ -207,9 +210,7 @@ const MADE_ANEW: &str = "
         execute format('revoke all on function %s from public', f.signature);
         execute format('grant execute on function %s to cyberdesk_daemon', f.signature);
       end loop;
-    end $$;
-    alter table cyberdesk.desktop add column of_the_next_version text;
-    alter table public.cyberdesk_instances add column of_the_next_version text;";
+    end $$;";
 
 /// Nothing is released yet, so there is no version before to start from. What it would meet is played: under its feet
 /// the schema becomes the next one.

@@ -66,6 +66,10 @@ async fn by_row(world: &World) -> Result<()> {
     world.until_status(&other, "running").await?;
     let held = world.running_desktop("1 hour").await?;
     ensure!(world.crs().get_opt(&new).await?.is_none(), "nothing is made for a paused row");
+    let (_, screen) = world.command(&["status"], &[]).await?;
+    let told =
+        screen.contains("1 paused") && screen.contains("2 running") && screen.contains("every change was acted on");
+    ensure!(told && !screen.contains("LONGEST PENDING"), "status says so, though it has no Cyberdesk:\n{screen}");
 
     pause(world, &held, true).await?;
     until_it_says_so(world, &held).await?;

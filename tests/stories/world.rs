@@ -27,7 +27,7 @@ use crate::{account, grants, manifests};
 /// Longest wait for anything that a story waits for. Far more than it takes: the machine may be busy. The real
 /// KubeVirt tries again by itself, after back-offs of its own.
 fn patience() -> Duration {
-    Duration::from_secs(if matches!(KubeVirt::wanted(), Ok(KubeVirt::Real)) { 180 } else { 60 })
+    Duration::from_secs(if matches!(KubeVirt::wanted(), Ok(KubeVirt::Real)) { 180 } else { 120 })
 }
 /// Shortest and longest time between two looks while waiting. Who has waited for long looks less often: many wait at
 /// once, and their looks are work for the machine that they wait for.
