@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
@@ -32,6 +33,9 @@ of which CYBERDESK_VM_NAMESPACE is the namespace of that operator's VMs, and may
 over is not touched again. docs/migrate-from-kopf.md has the whole way.
 
 The exit code is 0 if everything was taken over, or would be, and 1 if something was left for a person to look at.";
+
+/// Tries to write a status that somebody else writes to as well.
+const TRIES: usize = 5;
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -209,15 +213,27 @@ impl Hands {
             self.new_crs.create(&PostParams::default(), &cr).await.context("make its Cyberdesk")?;
         }
         if adoption.record.is_some() {
-            let cr = self.crs.get(key.as_str()).await.context("read its Cyberdesk")?.seen();
-            let status = adoption.status(cr.status, everything.database.now);
-            let written = self.cluster.write_cr_status(key, (&cr.uid, &cr.version), &status).await?;
-            ensure!(written == Written::There, "its Cyberdesk has changed meanwhile: run this again");
+            self.record(key, adoption, everything.database.now).await?;
         }
         if adoption.release {
             self.release(key).await?;
         }
         Ok(())
+    }
+
+    /// Writes the VM into the CR's status. A daemon that saw the mark may have done so already.
+    async fn record(&self, key: &Key, adoption: &Adoption, now: Timestamp) -> anyhow::Result<()> {
+        for _ in 0..TRIES {
+            let cr = self.crs.get(key.as_str()).await.context("read its Cyberdesk")?.seen();
+            if cr.status.virtual_machine_ref.is_some() {
+                return Ok(());
+            }
+            let status = adoption.status(cr.status, now);
+            if self.cluster.write_cr_status(key, (&cr.uid, &cr.version), &status).await? == Written::There {
+                return Ok(());
+            }
+        }
+        bail!("its Cyberdesk is being written to all the time: run this again")
     }
 
     /// Marks VM, VMI and Secret as that desktop's. KubeVirt makes further VMIs from the VM's template.
