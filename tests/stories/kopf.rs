@@ -384,6 +384,8 @@ async fn left_alone(world: &World) -> Result<()> {
     let later = world.running_desktop("1 hour").await?;
     let diff = world.command(&["diff"], &kopf.settings()).await?.1;
     ensure!(diff.matches("the Kopf operator holds it").count() == 2, "{diff}");
+    let (_, doctor) = world.command(&["doctor"], &kopf.settings()).await?;
+    ensure!(doctor.contains("the Kopf operator holds 2 Cyberdesks"), "{doctor}");
     world.request_shutdown(&later).await?;
     world.until_over(&later).await?;
     ensure!(kopf.versions().await? == versions, "neither is replaced nor ended");
@@ -392,6 +394,8 @@ async fn left_alone(world: &World) -> Result<()> {
 
     let (code, told) = kopf.adopt(&["--yes"]).await?;
     ensure!(code == 0, "{told}");
+    let (_, doctor) = world.command(&["doctor"], &kopf.settings()).await?;
+    ensure!(doctor.contains("the Kopf operator holds nothing"), "{doctor}");
     let row = world.until_over(kopf.id("due")).await?;
     ensure!(row.reason.as_deref() == Some("timeout"), "{row:?}");
     world.until_status(kopf.id("running"), "running").await?;
