@@ -70,7 +70,9 @@ impl Operator {
                 }
             }
             Action::DeleteCr { uid } => {
-                self.cluster.delete_cr(key, &uid).await?;
+                if self.cluster.delete_cr(key, &uid).await? == Written::Overtaken {
+                    return Ok(Acted::Overtaken);
+                }
                 info!(desktop = %key, "deleted the CR");
             }
             Action::CreateVm { owner, manifests } => {
@@ -97,12 +99,16 @@ impl Operator {
                 }
                 made?;
             }
-            Action::DeleteVm { uid } => {
-                self.cluster.delete_vm(key, &uid).await?;
+            Action::DeleteVm { uid, version } => {
+                if self.cluster.delete_vm(key, &uid, version).await? == Written::Overtaken {
+                    return Ok(Acted::Overtaken);
+                }
                 info!(desktop = %key, "deleted the VM; its guest shuts down");
             }
             Action::DeleteVmi { uid } => {
-                self.cluster.delete_vmi(key, &uid).await?;
+                if self.cluster.delete_vmi(key, &uid).await? == Written::Overtaken {
+                    return Ok(Acted::Overtaken);
+                }
                 info!(desktop = %key, "deleted a VMI that its VM left behind");
             }
             Action::DeleteSecrets { selector } => self.cluster.delete_secrets(key, &selector).await?,

@@ -230,6 +230,11 @@ pub struct Vm {
     /// Whether KubeVirt has taken notice of it: it puts a finalizer on each VM before anything else, and no
     /// template may.
     pub noticed: bool,
+    /// Its version, while no finalizer holds it. A delete must then mean this version: the API server looks for
+    /// finalizers first and deletes by UID afterwards, whatever has come in between (`Store.Delete` of its generic
+    /// registry). A VM to which KubeVirt adds its finalizer just then would go at once, and its VMI come when all is
+    /// thought to be gone.
+    pub unheld: Option<String>,
     /// Whether it is being deleted. It stays until its VMI is gone.
     pub deleting: bool,
     /// What KubeVirt does when the guest ends.

@@ -145,6 +145,8 @@ pub enum Action {
     DeleteVm {
         /// The VM meant, and no later one of its name.
         uid: String,
+        /// The version meant, and no later one, if no finalizer holds it yet: see [`Vm::unheld`].
+        version: Option<String>,
     },
     /// Delete a VMI whose VM is gone.
     DeleteVmi {
@@ -164,6 +166,12 @@ pub enum Action {
     Report(Report),
     /// Nothing of it is left anywhere: drop what is remembered of it.
     Forget,
+}
+
+impl Action {
+    fn delete(vm: &Vm) -> Self {
+        Self::DeleteVm { uid: vm.uid.clone(), version: vm.unheld.clone() }
+    }
 }
 
 /// What to do now, and when to look again even if nothing happens.
@@ -346,7 +354,7 @@ impl<'a> Desktop<'a> {
                 if !vm.deleting {
                     // Its Secret with it: this one's is not there yet.
                     actions.push(Action::DeleteSecrets { selector: secrets_by_hand(view.key) });
-                    actions.push(Action::DeleteVm { uid: vm.uid.clone() });
+                    actions.push(Action::delete(vm));
                 }
                 actions.extend(self.status(view, Course::Lives(start), now));
             }

@@ -181,6 +181,7 @@ impl Observed for VmObject {
 
     fn seen(&self) -> Vm {
         let failure = self.status.conditions.iter().find(|condition| condition.is("Failure", "True"));
+        let held = self.metadata.finalizers.iter().flatten().next().is_some();
         Vm {
             uid: self.metadata.uid.clone().unwrap_or_default(),
             adopted_name: adopted_name(&self.metadata).map(str::to_owned),
@@ -188,7 +189,8 @@ impl Observed for VmObject {
             database: database_of(&self.metadata),
             created: created(&self.metadata),
             start: self.metadata.annotations.as_ref().map(StartRules::read).unwrap_or_default(),
-            noticed: self.metadata.finalizers.iter().flatten().next().is_some() || !self.status.conditions.is_empty(),
+            noticed: held || !self.status.conditions.is_empty(),
+            unheld: self.metadata.resource_version.clone().filter(|_| !held),
             deleting: self.metadata.deletion_timestamp.is_some(),
             run_strategy: match (self.spec.run_strategy.as_deref(), self.spec.running) {
                 (Some("Always"), _) | (None, Some(true)) => RunStrategy::Always,

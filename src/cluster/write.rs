@@ -314,13 +314,13 @@ impl Cluster {
         }
     }
 
-    /// Deletes the CR of this UID. One that is gone is as good.
+    /// Deletes the CR of this UID.
     ///
     /// # Errors
     ///
     /// If it may still be there.
-    pub async fn delete_cr(&self, key: &Key, uid: &str) -> Result<(), Error> {
-        self.delete(&self.crs, &self.cr_cache, key, key.as_str(), uid).await
+    pub async fn delete_cr(&self, key: &Key, uid: &str) -> Result<Written, Error> {
+        self.delete(&self.crs, &self.cr_cache, key, key.as_str(), exactly(uid, None)).await
     }
 
     /// Makes the Secret with the user data, then the VM.
@@ -387,13 +387,13 @@ impl Cluster {
         }
     }
 
-    /// Deletes the VM of this UID. KubeVirt keeps it until its guest has shut down.
+    /// Deletes the VM of this UID, if it is still of this version. KubeVirt keeps it until its guest has shut down.
     ///
     /// # Errors
     ///
     /// If the deletion was not accepted.
-    pub async fn delete_vm(&self, key: &Key, uid: &str) -> Result<(), Error> {
-        self.delete(&self.vms, &self.vm_cache, key, &self.vm_name(key), uid).await
+    pub async fn delete_vm(&self, key: &Key, uid: &str, version: Option<String>) -> Result<Written, Error> {
+        self.delete(&self.vms, &self.vm_cache, key, &self.vm_name(key), exactly(uid, version)).await
     }
 
     /// Deletes the VMI of this UID, which its VM left behind.
@@ -401,8 +401,8 @@ impl Cluster {
     /// # Errors
     ///
     /// If the deletion was not accepted.
-    pub async fn delete_vmi(&self, key: &Key, uid: &str) -> Result<(), Error> {
-        self.delete(&self.vmis, &self.vmi_cache, key, &self.vm_name(key), uid).await
+    pub async fn delete_vmi(&self, key: &Key, uid: &str) -> Result<Written, Error> {
+        self.delete(&self.vmis, &self.vmi_cache, key, &self.vm_name(key), exactly(uid, None)).await
     }
 
     /// Deletes the Secrets that these labels select: so that nothing secret needs to be read.
@@ -492,15 +492,12 @@ impl Cluster {
         cache: &Cache<K::Seen>,
         key: &Key,
         name: &str,
-        uid: &str,
-    ) -> Result<(), Error>
+        meant: Preconditions,
+    ) -> Result<Written, Error>
     where
         K: Observed + Clone + DeserializeOwned + Debug,
     {
-        let params = DeleteParams {
-            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
-            ..DeleteParams::background()
-        };
+        let params = DeleteParams { preconditions: Some(meant), ..DeleteParams::background() };
         match self.call("delete", key, api.delete(name, &params)).await {
             Ok(answer) => {
                 match answer.left() {
@@ -508,10 +505,12 @@ impl Cluster {
                     Some(object) if object.meta().deletion_timestamp.is_some() => take_in(cache, key, &object),
                     _ => cache.forget(key),
                 }
-                Ok(())
+                Ok(Written::There)
             }
-            // Gone, or another object has the name by now: what was to be deleted is not there.
-            Err(error) if error.is(404) || error.is(409) => self.get(api, cache, key, name).await.map(drop),
+            // Gone, or another object or version is there by now.
+            Err(error) if error.is(404) || error.is(409) => {
+                self.get(api, cache, key, name).await.map(|_| Written::Overtaken)
+            }
             Err(error) => Err(error),
         }
     }
@@ -528,6 +527,10 @@ impl Cluster {
             Err(_) => Err(Error::Deadline { verb, object: object() }),
         }
     }
+}
+
+fn exactly(uid: &str, version: Option<String>) -> Preconditions {
+    Preconditions { uid: Some(uid.to_owned()), resource_version: version }
 }
 
 /// Has the API server refuse fields that it does not know. Otherwise it drops them, and KubeVirt says nothing.

@@ -42,7 +42,7 @@ pub(super) fn collect(view: &View<'_>) -> Plan {
     let actions = match (&view.vm, vm, vmi, cr) {
         (Seen::Unknown, ..) => vec![],
         (_, Some(vm), ..) if vm.deleting => vec![],
-        (_, Some(vm), ..) => vec![secrets, Action::DeleteVm { uid: vm.uid.clone() }],
+        (_, Some(vm), ..) => vec![secrets, Action::delete(vm)],
         (_, None, Some(vmi), _) if vmi.deleting => vec![],
         (_, None, Some(vmi), _) => vec![Action::DeleteVmi { uid: vmi.uid.clone() }],
         (_, None, None, Some(cr)) if !cr.deleting && view.vmi != Seen::Unknown => {

@@ -17,7 +17,7 @@ impl Desktop<'_> {
             (Seen::Unknown, _) | (_, Seen::Unknown) => (),
             (Seen::Present(vm), _) if ours(&vm.owner) => {
                 if !vm.deleting {
-                    actions.push(Action::DeleteVm { uid: vm.uid.clone() });
+                    actions.push(Action::delete(vm));
                 }
             }
             (_, Seen::Present(vmi)) if ours(&vmi.owner) => {
@@ -82,7 +82,7 @@ pub(super) fn clear_away(view: &View<'_>, row: &Row, cr: Option<&Cr>) -> Plan {
         (Seen::Present(vm), _) if ours(&vm.owner) && vm.deleting => vec![],
         (Seen::Present(vm), _) if ours(&vm.owner) => {
             let selector = Owner::Row(row.id).secret_selector(view.key);
-            vec![Action::DeleteSecrets { selector }, Action::DeleteVm { uid: vm.uid.clone() }]
+            vec![Action::DeleteSecrets { selector }, Action::delete(vm)]
         }
         (_, Seen::Present(vmi)) if ours(&vmi.owner) && vmi.deleting => vec![],
         (_, Seen::Present(vmi)) if ours(&vmi.owner) => vec![Action::DeleteVmi { uid: vmi.uid.clone() }],
@@ -102,7 +102,7 @@ pub(super) fn collect_leftovers(view: &View<'_>) -> Plan {
         (Seen::Unknown, _) | (_, Seen::Unknown) => vec![],
         (Seen::Present(vm), _) if by_hand(&vm.owner) && !vm.deleting => {
             let selector = secrets_by_hand(view.key);
-            vec![Action::DeleteSecrets { selector }, Action::DeleteVm { uid: vm.uid.clone() }]
+            vec![Action::DeleteSecrets { selector }, Action::delete(vm)]
         }
         (Seen::Absent, Seen::Present(vmi)) if by_hand(&vmi.owner) && !vmi.deleting => {
             vec![Action::DeleteVmi { uid: vmi.uid.clone() }]

@@ -136,6 +136,7 @@ impl Cluster {
             created: now,
             start: StartRules::default(),
             noticed: false,
+            unheld: None,
             deleting: false,
             run_strategy,
             restart_pending: false,

@@ -528,7 +528,7 @@ impl World {
                 self.cluster.create_vm(key, (Some(owner.clone()), of_row), self.run_strategy, self.now().cluster);
                 true
             }
-            Action::DeleteVm { uid } => {
+            Action::DeleteVm { uid, .. } => {
                 self.cluster.delete_vm(key, Some(uid));
                 true
             }
@@ -827,7 +827,7 @@ impl World {
         let vm = self.cluster.vms.get(key);
         let of_another = |database: Option<Uuid>| database.is_some_and(|id| id != self.right().itself.id);
         let stranger = match action {
-            Action::DeleteVm { uid } => vm.is_some_and(|vm| vm.uid == *uid && of_another(vm.database)),
+            Action::DeleteVm { uid, .. } => vm.is_some_and(|vm| vm.uid == *uid && of_another(vm.database)),
             Action::DeleteCr { uid } => {
                 self.cluster.crs.get(key).is_some_and(|cr| cr.uid == *uid && of_another(cr.database))
             }
@@ -842,10 +842,10 @@ impl World {
                 let lives = row.is_some_and(|row| !row.ended);
                 if lives { Err("the CR of a desktop that is not over is deleted".to_owned()) } else { Ok(()) }
             }
-            Action::DeleteVm { uid } if vm.is_some_and(|vm| vm.uid == *uid && vm.owner.is_none()) => {
+            Action::DeleteVm { uid, .. } if vm.is_some_and(|vm| vm.uid == *uid && vm.owner.is_none()) => {
                 Err("a VM that is not ours is deleted".to_owned())
             }
-            Action::DeleteVm { uid } => {
+            Action::DeleteVm { uid, .. } => {
                 let doomed = vm.filter(|vm| vm.uid == *uid && !vm.deleting);
                 match doomed.and_then(|vm| vm.owner.as_ref()) {
                     Some(Owner::Row(id)) => self.may_end(key, *id),

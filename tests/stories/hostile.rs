@@ -18,6 +18,7 @@ pub(crate) fn stories() -> Vec<Story> {
         story("hostile: a slow API server only takes longer", slow),
         story("hostile: watches that go silent are noticed", silent),
         story("hostile: what a watch loses while it tells bookmarks is found by the next list", bookmarks_only),
+        story("hostile: a VM that KubeVirt took up unseen is not deleted past its finalizer", taken_up_unseen),
         story("hostile: what vanished while a watch was too old is found by the list that follows", too_old),
         story("hostile: without KubeVirt's kinds it waits and ends nothing, at the start and later", without_kubevirt),
     ]
@@ -224,6 +225,28 @@ async fn bookmarks_only(world: &World) -> Result<()> {
     ensure!(row.reason.as_deref() == Some("guest-crashed"), "{row:?}");
     let id = world.running_desktop("1 hour").await?;
     world.request_shutdown(&id).await?;
+    ended_once(world, &proxy, &id).await
+}
+
+async fn taken_up_unseen(world: &World) -> Result<()> {
+    let proxy = start(world, &[]).await?;
+    let blind = proxy.always(Fault::BookmarksOnly, |call| watches(call, "virtualmachines"));
+    let id = world.running_desktop("1 hour").await?;
+    // It knows the VM as it was made. The API server would delete that one at once, if its finalizer came only now.
+    world.request_shutdown(&id).await?;
+    let deletes = || {
+        let is_it =
+            |call: &Call| call.verb == "delete" && call.resource == "virtualmachines" && call.name == vm_name(&id);
+        let of_it = proxy.log().into_iter().filter(|passed| is_it(&passed.call));
+        let means_a_version = |call: &Call| call.json()["preconditions"]["resourceVersion"].is_string();
+        of_it.map(|passed| (passed.status, means_a_version(&passed.call))).collect::<Vec<_>>()
+    };
+    world.until("its VM is deleted", async || Ok(deletes().iter().any(|(status, _)| *status == 200))).await?;
+    let told = deletes();
+    ensure!(told == [(409, true), (200, false)], "{told:?}");
+    proxy.lift(blind);
+    proxy.next(1, Fault::Expired, |call| watches(call, "virtualmachines"));
+    world.until_over(&id).await?;
     ended_once(world, &proxy, &id).await
 }
 
