@@ -25,14 +25,9 @@ impl Desktop<'_> {
                     actions.push(Action::DeleteVmi { uid: vmi.uid.clone() });
                 }
             }
-            _ if !view.live => {
-                // A CR by hand whose last word is written has nothing more to be looked for.
-                let over = self.status(view, Course::Over(end), now).is_none();
-                if self.row.is_none() && over {
-                    return Plan::nothing();
-                }
-                actions.push(Action::LookLive);
-            }
+            // A CR by hand whose last word is written has nothing more to be looked for.
+            _ if self.row.is_none() && self.status(view, Course::Over(end), now).is_none() => return Plan::nothing(),
+            _ if !view.live => actions.push(Action::LookLive),
             _ => {
                 let secrets = Action::DeleteSecrets { selector: self.owner.secret_selector(view.key) };
                 match self.row {

@@ -471,6 +471,20 @@ fn each_situation_of_a_row_has_its_next_steps() {
 }
 
 #[test]
+fn a_desktop_by_hand_that_has_said_its_last_word_is_left_as_it_is() {
+    let due = Cr { created: at(-600), ..hand_cr() };
+    let over = Situation::by_hand(Present(due.clone()), Absent, Absent).live();
+    let status = over.plan().actions.into_iter().find_map(|action| match action {
+        Action::WriteCrStatus { status, .. } => Some(*status),
+        _ => None,
+    });
+    let cr = Cr { status: status.expect("it says that it is over"), ..due };
+    let told = Situation::by_hand(Present(cr), Absent, Absent);
+    assert_eq!(told.told(), "");
+    assert_eq!(told.live().told(), "", "diff, which looks live, finds nothing to do");
+}
+
+#[test]
 fn each_situation_of_a_cr_by_hand_has_its_next_steps() {
     let hand = Situation::by_hand;
     let vm = || Vm { owner: Some(Owner::Hand("cr".into())), ..vm() };
