@@ -197,7 +197,8 @@ impl Objects {
     }
 }
 
-async fn read_database(pool: &Pool, asked: BTreeSet<Uuid>) -> anyhow::Result<Database> {
+/// Reads the database's half.
+pub(crate) async fn read_database(pool: &Pool, asked: BTreeSet<Uuid>) -> anyhow::Result<Database> {
     let unreadable = Unreadable::default();
     let mut all = rows::live(pool, &unreadable).await?;
     let missing: Vec<Uuid> = asked.into_iter().filter(|id| all.iter().all(|row| row.id != *id)).collect();
