@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 
+mod adopt;
 mod diff;
 mod render;
 mod status;
@@ -71,6 +72,10 @@ enum Command {
     Status(status::Status),
     /// Show each desktop about which row, Cyberdesk and VM disagree, and what the daemon would do. Nothing is done.
     Diff(diff::Diff),
+    /// Take over what the Kopf operator before this one made, without a restart of any VM.
+    ///
+    /// Without --yes nothing is done, and what would be done is told.
+    Adopt(adopt::Adopt),
     /// Print the CustomResourceDefinition.
     Crd,
 }
@@ -119,6 +124,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Exi
         Command::Diff(diff) => {
             read_dotenv()?;
             return runtime()?.block_on(diff.run())?.show();
+        }
+        Command::Adopt(adopt) => {
+            read_dotenv()?;
+            return runtime()?.block_on(adopt.run())?.show();
         }
         Command::Crd => {
             print!("{}", serde_saphyr::to_string(&crd::definition())?);

@@ -78,6 +78,9 @@ pub struct CyberdeskStatus {
     /// The virtual machine made for it. Once this is set, a vanished VM is never made again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtual_machine_ref: Option<VirtualMachineRef>,
+    /// The same for gateways of the operator before this one, which read it here.
+    #[serde(rename = "cyberdesk_create", skip_serializing_if = "Option::is_none")]
+    pub cyberdesk_create: Option<KopfStatus>,
     /// How long its start, or its restart, may still take. Not there while none is under way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_clock: Option<StartClock>,
@@ -148,6 +151,27 @@ pub struct VirtualMachineRef {
     pub name: String,
     /// Its UID.
     pub uid: String,
+}
+
+/// What the handler `cyberdesk_create` of the operator before this one left in the status, as far as others read it.
+/// All is text, for it has written times in more than one way.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KopfStatus {
+    /// The name of the virtual machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtual_machine_ref: Option<String>,
+    /// When its deadline is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expiry_time: Option<String>,
+}
+
+impl KopfStatus {
+    /// The same of a desktop of ours.
+    pub(crate) fn of(vm: &str, expires_at: Timestamp) -> Self {
+        let expiry_time = expires_at.strftime("%Y-%m-%dT%H:%M:%S+00:00").to_string();
+        Self { virtual_machine_ref: Some(vm.to_owned()), expiry_time: Some(expiry_time) }
+    }
 }
 
 /// A decided end.

@@ -32,9 +32,11 @@
 //! | [`doctor`] | what is wrong with this installation, why it matters, and what mends it |
 //! | [`health`], [`metrics`], `http` | whether the daemon is well, its figures, and how both are served |
 //! | [`survey`] | both sides as they are now, read once: for `status` and `diff` |
+//! | `adopt` | what the Kopf operator before this one made: what is whose; pure |
 //! | [`config`], [`telemetry`], [`events`], [`cli`] | settings, logs, Events, the command line |
 
 mod act;
+mod adopt;
 pub mod brake;
 pub mod cli;
 pub mod clock;

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use crate::crd::{CyberdeskSpec, CyberdeskStatus};
-use crate::names::{ANNOTATION_READY, ANNOTATION_START_DEADLINE, ANNOTATION_STREAM_URL, Owner};
+use crate::names::{ANNOTATION_READY, ANNOTATION_START_DEADLINE, ANNOTATION_STREAM_URL, Key, Owner};
 
 /// What we last learned about one thing outside this process.
 ///
@@ -131,6 +131,8 @@ pub struct Cr {
     pub database: Option<Uuid>,
     /// Whether it is being deleted: somebody's finalizer holds it.
     pub deleting: bool,
+    /// Whether Kopf's finalizer holds it.
+    pub held_by_kopf: bool,
     /// Whether a person has the desktop left as it is, by annotation.
     pub paused: bool,
     /// Its spec, or why it cannot be read.
@@ -139,6 +141,13 @@ pub struct Cr {
     pub status_readable: bool,
     /// Its status as we last wrote it.
     pub status: CyberdeskStatus,
+}
+
+impl Cr {
+    /// Whether the Kopf operator holds it, and it has not been adopted.
+    pub fn is_kopfs(&self) -> bool {
+        self.held_by_kopf && self.owner.is_none() && self.status.virtual_machine_ref.is_none()
+    }
 }
 
 /// `spec.runStrategy` of a VM: what KubeVirt does when the guest ends.
@@ -208,6 +217,8 @@ impl StartRules {
 pub struct Vm {
     /// Its UID.
     pub uid: String,
+    /// Its name, if it was adopted and so has not the one that we give.
+    pub adopted_name: Option<String>,
     /// Whom we made it for. `None`: it is not ours, though it has our name.
     pub owner: Option<Owner>,
     /// The database that this owner is a row of, as it is marked.
@@ -236,6 +247,13 @@ pub struct Vm {
     pub failed_starts: i64,
 }
 
+impl Vm {
+    /// Its name, and that of its VMI.
+    pub fn name(&self, key: &Key) -> String {
+        self.adopted_name.clone().unwrap_or_else(|| key.vm_name())
+    }
+}
+
 /// `status.phase` of a VMI. `Other` holds for `WaitingForSync` and every word we have never heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VmiPhase {
@@ -260,6 +278,8 @@ pub enum VmiPhase {
 pub struct Vmi {
     /// Its UID. A restart is another UID under the same name.
     pub uid: String,
+    /// Its name, if its VM was adopted.
+    pub adopted_name: Option<String>,
     /// Whom it was made for: the VM's template carries the mark.
     pub owner: Option<Owner>,
     /// The database that this owner is a row of, as it is marked.

@@ -1,7 +1,8 @@
 //! Names: how a desktop's key becomes the names of its objects, both ways, and the marks we put on them.
 //!
 //! The key of a desktop is the name of its `Cyberdesk` object: the row's id, or what a person chose for
-//! one applied by hand. VM and VMI are `cyberdesk-<key>`. Whether an object is ours is told by its
+//! one applied by hand. VM and VMI are `cyberdesk-<key>`, but for those that another operator made and
+//! that were adopted: they keep their names, and carry the key. Whether an object is ours is told by its
 //! labels alone, never by its name: see [`Owner`].
 
 use std::collections::BTreeMap;
@@ -39,6 +40,11 @@ pub const ANNOTATION_STREAM_URL: &str = "cyberdesk.io/stream-url";
 /// Annotation with which a person has a desktop left as it is, on its CR: `true`, and nothing else.
 pub const ANNOTATION_PAUSED: &str = "cyberdesk.io/paused";
 
+/// Annotation of a VM and a VMI that another operator made and that were adopted: the name that they have kept.
+pub const ANNOTATION_ADOPTED: &str = "cyberdesk.io/adopted";
+/// The finalizer that Kopf, the framework of the operator before this one, holds its objects by.
+pub const KOPF_FINALIZER: &str = "kopf.zalando.org/KopfFinalizerMarker";
+
 /// The key of a desktop: the name of its CR.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(Arc<str>);
@@ -70,6 +76,16 @@ impl Key {
     /// The way back from the name of a VM or VMI. `None` means that it is not one of ours.
     pub fn from_vm_name(name: &str) -> Option<Self> {
         name.strip_prefix(VM_PREFIX).filter(|key| !key.is_empty()).map(Self::new)
+    }
+
+    /// The desktop that a VM or VMI belongs to. `None` means that it is not one of ours.
+    pub fn of_vm(meta: &ObjectMeta) -> Option<Self> {
+        match (adopted_name(meta), Owner::of(meta)) {
+            (None, _) => Self::from_vm_name(meta.name.as_deref()?),
+            (Some(_), Some(Owner::Row(id))) => Some(Self::of_row(id)),
+            (Some(_), Some(Owner::Hand(_))) => meta.labels.as_ref()?.get(LABEL_DESKTOP).map(|key| Self::new(key)),
+            (Some(_), None) => None,
+        }
     }
 
     /// The name of its CR.
@@ -166,6 +182,12 @@ pub fn database_of(meta: &ObjectMeta) -> Option<Uuid> {
     meta.annotations.as_ref()?.get(ANNOTATION_DATABASE)?.parse().ok()
 }
 
+/// The name of a VM or VMI that was adopted. A copy of one, which has another name, was not.
+pub fn adopted_name(meta: &ObjectMeta) -> Option<&str> {
+    let kept = meta.annotations.as_ref()?.get(ANNOTATION_ADOPTED)?;
+    meta.name.as_deref().filter(|name| name == kept)
+}
+
 /// Whether a person has it left as it is.
 pub fn is_paused(meta: &ObjectMeta) -> bool {
     meta.annotations.as_ref().and_then(|all| all.get(ANNOTATION_PAUSED)).is_some_and(|value| value == "true")
@@ -202,6 +224,23 @@ mod tests {
         assert_eq!(Key::new("my-desk").row_id(), None);
         let shouted = Uuid::from_u128(0xabc).hyphenated().to_string().to_uppercase();
         assert_eq!(Key::new(&shouted).row_id(), None, "another spelling would lead to another key");
+    }
+
+    #[test]
+    fn a_vm_that_was_adopted_leads_to_its_key_by_its_mark_and_a_copy_of_it_does_not() {
+        let row = Uuid::from_u128(7);
+        for (key, owner) in [(Key::of_row(row), Owner::Row(row)), (Key::new("my-desk"), Owner::Hand("uid".into()))] {
+            let adopted = ObjectMeta {
+                name: Some("cyberdesk-warm-pool-0".into()),
+                labels: Some(owner.labels(&key, None)),
+                annotations: Some(BTreeMap::from([(ANNOTATION_ADOPTED.into(), "cyberdesk-warm-pool-0".into())])),
+                ..Default::default()
+            };
+            assert_eq!(Key::of_vm(&adopted), Some(key));
+            let copied = ObjectMeta { name: Some("a-copy".into()), ..adopted.clone() };
+            assert_eq!(Key::of_vm(&copied), None);
+            assert_eq!(Key::of_vm(&ObjectMeta { labels: None, ..adopted }), None, "the mark alone makes nothing ours");
+        }
     }
 
     #[test]

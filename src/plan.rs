@@ -8,7 +8,7 @@
 //!   guard); to declare a desktop over, VM and VMI must have been looked for live.
 //! - A VM that was recorded and is gone means an end, never another VM.
 //! - An end that the cluster decided (crash, power-off) stands in the CR before the VM is deleted.
-//! - What is not marked as this desktop's is never touched.
+//! - What is not marked as this desktop's is never touched, nor is what another operator holds.
 //! - A desktop that a person has paused is not touched either: see [`paused`].
 
 mod observed;
@@ -202,6 +202,8 @@ pub fn plan(view: &View<'_>, now: Now) -> Plan {
         _ if view.braked && view.key.row_id().is_some() => Plan::nothing(),
         // "Could not see" is not "is not there".
         (_, Seen::Unknown) => Plan::nothing(),
+        // Another operator's, until it is adopted: it may have a VM under a name of which nothing is known here.
+        (_, Seen::Present(cr)) if cr.is_kopfs() => Plan::nothing(),
         _ if let Some(words) = paused::why(view) => paused::plan(view, words, now),
         (Seen::Unknown, Seen::Present(cr)) => unread::plan(view, cr, now),
         (Seen::Unknown, Seen::Absent) => Plan::nothing(),
@@ -247,12 +249,7 @@ impl<'a> Desktop<'a> {
 
     fn by_hand(cr: &'a Cr) -> Result<Self, &'a str> {
         let spec = cr.spec.as_ref().map_err(String::as_str)?;
-        let by_timeout = spec.timeout_ms.map(|ms| later(cr.created, SignedDuration::from_millis(ms)));
-        let expires_at = match (by_timeout, spec.expires_at) {
-            (Some(a), Some(b)) => a.min(b),
-            (Some(at), None) | (None, Some(at)) => at,
-            (None, None) => later(cr.created, DEFAULT_LIFETIME),
-        };
+        let expires_at = deadline_by_hand(cr);
         let params = spec.params.clone().map(Value::Object);
         let due_at = expires_at;
         Ok(Self { owner: Owner::Hand(cr.uid.clone()), row: None, cr: Some(cr), params, due_at, expires_at })
@@ -424,6 +421,17 @@ impl<'a> Desktop<'a> {
     }
 }
 
+/// The deadline of a CR by hand, as far as its spec can be read.
+pub(crate) fn deadline_by_hand(cr: &Cr) -> Timestamp {
+    let spec = cr.spec.as_ref().ok();
+    let by_timeout = spec.and_then(|spec| spec.timeout_ms).map(|ms| later(cr.created, SignedDuration::from_millis(ms)));
+    match (by_timeout, spec.and_then(|spec| spec.expires_at)) {
+        (Some(a), Some(b)) => a.min(b),
+        (Some(at), None) | (None, Some(at)) => at,
+        (None, None) => later(cr.created, DEFAULT_LIFETIME),
+    }
+}
+
 /// What the database does not know yet of a desktop that lives.
 fn news(row: &Row, vm: Option<&Vm>, start: &Start) -> Option<Action> {
     let running = start.ready && row.status == RowStatus::Pending;
@@ -465,8 +473,8 @@ fn refuse_spec(view: &View<'_>, cr: &Cr, why: &str, now: Now) -> Plan {
         row: None,
         cr: Some(cr),
         params: None,
-        due_at: later(cr.created, DEFAULT_LIFETIME),
-        expires_at: later(cr.created, DEFAULT_LIFETIME),
+        due_at: deadline_by_hand(cr),
+        expires_at: deadline_by_hand(cr),
     };
     let end = reason::end(Reason::BadSpec, Some(why.to_owned()), now.cluster);
     desktop.end(view, desktop.decided_end(now).as_ref().unwrap_or(&end), now)

@@ -4,8 +4,9 @@
 //! once. A key woken while it is being worked on is looked at again. Three FIFO lanes: a burst of new
 //! desktops must not delay a shutdown, nor a burst of shutdowns a deadline. A key that failed waits for its back-off, unless
 //! an end is wanted of it. One that is looked at all the time, as something of it changes all the time, cools down
-//! between two looks: what a look costs, and writes, is bounded by seconds and not by changes. The core is pure, with
-//! time as an argument; [`Queue`] adds the waiting.
+//! between two looks: what a look costs, and writes, is bounded by seconds and not by changes. Its ends are counted by
+//! themselves, so that no end waits for what a desktop was looked at for before. The core is pure, with time as an
+//! argument; [`Queue`] adds the waiting.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -21,13 +22,14 @@ use crate::names::Key;
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
-/// Looks at one key that may come as fast as it is woken, and the time after which one of them is given back. A desktop
-/// that starts is looked at some ten to twenty times within a second or two, and shall not wait.
+/// Looks at one key in one lane that may come as fast as it is woken, and the time after which one of them is given back.
+/// A desktop that starts is looked at some ten to twenty times within a second or two, and shall not wait; one that ends,
+/// less often.
 const BURST: u32 = 40;
 const SPACING: Duration = Duration::from_secs(1);
 
 /// What a key waits for. The first goes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
     /// Its own time has come. A deadline takes one statement, and waits for no teardown of another's.
     Due,
@@ -63,8 +65,8 @@ struct Entry {
     due: Option<(Instant, Lane)>,
     /// Looks that failed in a row. While there are any, only ends come before `due`.
     failures: u32,
-    /// Looked at too often: until then, only ends and what is due.
-    cooling: Option<Instant>,
+    /// Looked at too often in this lane: until then, only what goes before it.
+    cooling: Option<(Instant, Lane)>,
 }
 
 /// The queue without waiting.
@@ -101,7 +103,8 @@ impl Core {
             *again = Some(again.map_or(lane, |before| before.min(lane)));
             return;
         }
-        if (entry.failures > 0 || entry.cooling.is_some()) && lane == Lane::Makes {
+        let waits = entry.cooling.is_some_and(|(_, cooling)| cooling <= lane);
+        if waits || entry.failures > 0 && lane == Lane::Makes {
             return; // its time comes, and looks at all there is to see then
         }
         self.make_ready(key, lane, now);
@@ -150,8 +153,8 @@ impl Core {
             self.make_ready(&key, lane, at);
         }
         while let Some((at, key)) = self.cooling.first().cloned().filter(|(at, _)| *at <= now) {
-            self.stop_cooling(&key);
-            self.make_ready(&key, Lane::Makes, at);
+            let lane = self.stop_cooling(&key).unwrap_or(Lane::Makes);
+            self.make_ready(&key, lane, at);
         }
         self.heat.sweep(now);
         for lane in [Lane::Due, Lane::Ends, Lane::Makes] {
@@ -165,10 +168,10 @@ impl Core {
                 let entry = self.entries.get_mut(&key).filter(|entry| entry.ready == Some(lane));
                 let Some(entry) = entry else { continue };
                 entry.ready = None;
-                if lane == Lane::Makes
-                    && let Err(until) = self.heat.look(&key, now)
-                {
-                    entry.cooling = Some(until);
+                if let Err(until) = self.heat.look(&key, lane, now) {
+                    if let Some((before, _)) = entry.cooling.replace((until, lane)) {
+                        self.cooling.remove(&(before, key.clone()));
+                    }
                     self.cooling.insert((until, key));
                     continue;
                 }
@@ -184,16 +187,16 @@ impl Core {
     }
 
     /// Whoever looks at it now sees what it was to be looked at for.
-    fn stop_cooling(&mut self, key: &Key) {
-        if let Some(until) = self.entries.get_mut(key).and_then(|entry| entry.cooling.take()) {
-            self.cooling.remove(&(until, key.clone()));
-        }
+    fn stop_cooling(&mut self, key: &Key) -> Option<Lane> {
+        let (until, lane) = self.entries.get_mut(key)?.cooling.take()?;
+        self.cooling.remove(&(until, key.clone()));
+        Some(lane)
     }
 
     /// Whether the key that is being worked on may be looked at once more in the same turn. It may not if it is hot:
     /// it is looked at again when it has cooled down.
     pub fn another_look(&mut self, key: &Key, lane: Lane, now: Instant) -> bool {
-        let may = lane != Lane::Makes || self.heat.look(key, now).is_ok();
+        let may = self.heat.look(key, lane, now).is_ok();
         if !may {
             self.wake(key, lane, now);
         }
@@ -258,18 +261,21 @@ impl Core {
     }
 }
 
-/// How often each key was looked at of late: when it will be as if it never was. Those of whom it already is are
-/// forgotten.
+/// How often each key was looked at of late in each lane: when it will be as if it never was. Those of whom it already
+/// is are forgotten.
 #[derive(Debug, Default)]
 struct Heat {
-    cool_at: HashMap<Key, Instant>,
+    cool_at: HashMap<(Key, Lane), Instant>,
     swept: Option<Instant>,
 }
 
 impl Heat {
-    /// Counts a look, or says when there may be one.
-    fn look(&mut self, key: &Key, now: Instant) -> Result<(), Instant> {
-        let cool_at = self.cool_at.entry(key.clone()).or_insert(now);
+    /// Counts a look, or says when there may be one. A deadline comes once, and waits for nothing.
+    fn look(&mut self, key: &Key, lane: Lane, now: Instant) -> Result<(), Instant> {
+        if lane == Lane::Due {
+            return Ok(());
+        }
+        let cool_at = self.cool_at.entry((key.clone(), lane)).or_insert(now);
         let credit = SPACING * (BURST - 1);
         if *cool_at > now + credit {
             return Err(*cool_at - credit);

@@ -22,7 +22,7 @@ use crate::cluster::{CALL_DEADLINE, Cluster, Observed, server_time, templates};
 use crate::config::Config;
 use crate::crd::Phase;
 use crate::database::connect::query;
-use crate::database::rows;
+use crate::database::rows::{self, Unreadable};
 use crate::fleet::Standing;
 use crate::model::{Cr, Desired, Now, Row, Seen, Silence, Vm, Vmi};
 use crate::names::{Key, Owner};
@@ -197,10 +197,12 @@ impl Objects {
     }
 }
 
-async fn read_database(pool: &Pool, asked: BTreeSet<Uuid>) -> anyhow::Result<Database> {
-    let mut all = rows::live(pool).await?;
+/// Reads the database's half.
+pub(crate) async fn read_database(pool: &Pool, asked: BTreeSet<Uuid>) -> anyhow::Result<Database> {
+    let unreadable = Unreadable::default();
+    let mut all = rows::live(pool, &unreadable).await?;
     let missing: Vec<Uuid> = asked.into_iter().filter(|id| all.iter().all(|row| row.id != *id)).collect();
-    let found = rows::by_id(pool, &missing).await?;
+    let found = rows::by_id(pool, &missing, &unreadable).await?;
     all.extend(found.rows);
     let missing = found.missing.into_iter().map(Key::of_row).collect();
     let id =

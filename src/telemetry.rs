@@ -15,6 +15,10 @@ pub enum Format {
     Text,
 }
 
+/// The client of the API server tells of each call that fails as an error. Whoever made the call tells of it too, once
+/// per trouble: in an outage the one is bounded by time, the other is not. A filter that names it has the last word.
+const UNTOLD: &str = "kube_client::client::builder=off";
+
 /// Starts logging to standard error. `filter` is in the syntax of `RUST_LOG`.
 ///
 /// # Errors
@@ -23,7 +27,8 @@ pub enum Format {
 pub fn start(filter: &str, format: Option<Format>) -> anyhow::Result<()> {
     let terminal = std::io::stderr().is_terminal();
     let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
-    let builder = tracing_subscriber::fmt().with_env_filter(EnvFilter::try_new(filter)?).with_writer(std::io::stderr);
+    let filter = EnvFilter::try_new(format!("{UNTOLD},{filter}"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         Format::Json => builder.json().flatten_event(true).try_init(),
         Format::Text => builder.with_target(false).with_ansi(terminal).try_init(),

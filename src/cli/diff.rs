@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Shown;
-use crate::model::Seen;
+use crate::model::{Cr, Seen};
 use crate::names::Key;
 use crate::survey::{Survey, cr_word, is_strange, row_word, vm_word, vmi_word, words};
 
@@ -87,6 +87,9 @@ fn difference(survey: &Survey, key: &Key) -> Option<Difference> {
     let owner = cr.present().and_then(|cr| cr.owner.as_ref()).or(vm.present().and_then(|vm| vm.owner.as_ref()));
     let note = match &vm {
         _ if !would.is_empty() => None,
+        _ if cr.present().is_some_and(Cr::is_kopfs) => {
+            Some("the Kopf operator holds it: it is left alone until it is taken over (cyberdesk-operator adopt)")
+        }
         _ if is_strange(&row, owner) => Some("made for a row that this database does not have: it is left alone"),
         Seen::Present(vm) if vm.owner.is_none() && cr != Seen::Absent => {
             Some("the VM of its name is not ours: it is left alone")

@@ -10,9 +10,9 @@ use kube::api::ObjectMeta;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::crd::{CyberdeskSpec, CyberdeskStatus};
+use crate::crd::{CyberdeskSpec, CyberdeskStatus, KopfStatus};
 use crate::model::{Cr, RunStrategy, StartRules, Vm, Vmi, VmiPhase, later};
-use crate::names::{Key, Owner, database_of, is_paused};
+use crate::names::{KOPF_FINALIZER, Key, Owner, adopted_name, database_of, is_paused};
 use crate::queue::Lane;
 
 /// Seconds of grace of a VMI that does not say (KubeVirt's `DefaultGracePeriodSeconds`).
@@ -24,7 +24,7 @@ const POD_GRACE: SignedDuration = SignedDuration::from_secs(30);
 pub trait Observed: Resource<DynamicType = ()> {
     /// What the decision reads of it.
     type Seen: Clone + PartialEq + Send + 'static;
-    /// The desktop it belongs to, by its name. `None`: the name cannot be one of ours.
+    /// The desktop it belongs to, by its name or as adopted. `None`: it cannot be one of ours.
     fn key(&self) -> Option<Key>;
     /// What the decision reads of it.
     fn seen(&self) -> Self::Seen;
@@ -94,16 +94,29 @@ impl Observed for CrObject {
             owner: Owner::of(&self.metadata),
             database: database_of(&self.metadata),
             deleting: self.metadata.deletion_timestamp.is_some(),
+            held_by_kopf: self.metadata.finalizers.iter().flatten().any(|name| name == KOPF_FINALIZER),
             paused: is_paused(&self.metadata),
             spec,
             status_readable: status.is_some(),
-            status: status.unwrap_or_default(),
+            status: status.unwrap_or_else(|| CyberdeskStatus {
+                cyberdesk_create: kopf_status(&self.status),
+                ..Default::default()
+            }),
         }
     }
 
     fn lane(seen: &Cr) -> Lane {
         if seen.deleting { Lane::Ends } else { Lane::Makes }
     }
+}
+
+/// What the Kopf operator left in a status that cannot be read as ours: its first version wrote the same fields to the
+/// status itself.
+fn kopf_status(status: &Value) -> Option<KopfStatus> {
+    [&status["cyberdesk_create"], status]
+        .into_iter()
+        .filter_map(|told| KopfStatus::deserialize(told).ok())
+        .find(|told| told.virtual_machine_ref.is_some())
 }
 
 fn created(meta: &ObjectMeta) -> Timestamp {
@@ -163,7 +176,7 @@ impl Observed for VmObject {
     type Seen = Vm;
 
     fn key(&self) -> Option<Key> {
-        self.metadata.name.as_deref().and_then(Key::from_vm_name)
+        Key::of_vm(&self.metadata)
     }
 
     fn seen(&self) -> Vm {
@@ -171,6 +184,7 @@ impl Observed for VmObject {
         let held = self.metadata.finalizers.iter().flatten().next().is_some();
         Vm {
             uid: self.metadata.uid.clone().unwrap_or_default(),
+            adopted_name: adopted_name(&self.metadata).map(str::to_owned),
             owner: Owner::of(&self.metadata),
             database: database_of(&self.metadata),
             created: created(&self.metadata),
@@ -242,7 +256,7 @@ impl Observed for VmiObject {
     type Seen = Vmi;
 
     fn key(&self) -> Option<Key> {
-        self.metadata.name.as_deref().and_then(Key::from_vm_name)
+        Key::of_vm(&self.metadata)
     }
 
     fn seen(&self) -> Vmi {
@@ -253,6 +267,7 @@ impl Observed for VmiObject {
         let grace = self.spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE).max(0);
         Vmi {
             uid: self.metadata.uid.clone().unwrap_or_default(),
+            adopted_name: adopted_name(&self.metadata).map(str::to_owned),
             owner: Owner::of(&self.metadata),
             database: database_of(&self.metadata),
             created: created(&self.metadata),
@@ -294,4 +309,29 @@ impl Observed for VmiObject {
 /// does not parse counts as newest, so that nothing is ever withheld on account of it.
 pub(super) fn version(meta: &ObjectMeta) -> u64 {
     meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_a_status_that_is_not_ours_what_kopf_recorded_is_read() {
+        let read = |status: Value| {
+            let cr = json!({ "metadata": { "name": "desk" }, "spec": {}, "status": status });
+            let cr: CrObject = serde_json::from_value(cr).expect("an object");
+            let seen = cr.seen();
+            (seen.status_readable, seen.status.cyberdesk_create.and_then(|told| told.virtual_machine_ref))
+        };
+        let handler =
+            json!({ "virtualMachineRef": "a", "expiryTime": "2025-04-22T10:00:00.123", "lastPhase": "Cloned" });
+        assert_eq!(read(json!({ "cyberdesk_create": handler })), (true, Some("a".to_owned())));
+        let both =
+            json!({ "cyberdesk_create": handler, "virtualMachineRef": "b", "expiryTime": "2025-04-22T10:00:00" });
+        assert_eq!(read(both), (false, Some("a".to_owned())));
+        assert_eq!(read(json!({ "virtualMachineRef": "b" })), (false, Some("b".to_owned())));
+        assert_eq!(read(json!({ "phase": "Odd" })), (false, None));
+    }
 }

@@ -80,6 +80,20 @@ mod tests {
 
     use super::*;
 
+    /// The rules of the one Role of this name in such a file.
+    fn rules_of(file: &str, name: &str) -> Option<Vec<k8s_openapi::api::rbac::v1::PolicyRule>> {
+        let roles = file.split("\n---\n").filter(|text| text.contains("\nkind: Role\n"));
+        let roles = roles.map(|text| serde_saphyr::from_str::<Role>(text).expect("a Role"));
+        roles.into_iter().find(|role| role.metadata.name.as_deref() == Some(name)).and_then(|role| role.rules)
+    }
+
+    #[test]
+    fn where_kopfs_vms_are_the_daemon_may_do_what_it_may_where_ours_are() {
+        let name = "cyberdesk-operator-vms";
+        let base = rules_of(include_str!("../../deploy/rbac.yaml"), name);
+        assert!(base.is_some() && rules_of(include_str!("../../deploy/adopt/vms.yaml"), name) == base);
+    }
+
     type Grant = (Place, String, String, Option<String>, String);
 
     #[test]

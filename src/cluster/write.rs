@@ -198,11 +198,19 @@ impl Cluster {
         ObjectReference {
             api_version: Some(VmObject::api_version(&()).into_owned()),
             kind: Some(VmObject::kind(&()).into_owned()),
-            name: Some(key.vm_name()),
+            name: Some(self.vm_name(key)),
             namespace: self.vms.namespace().map(str::to_owned),
             uid: Some(uid.to_owned()),
             ..ObjectReference::default()
         }
+    }
+
+    /// The name of a desktop's VM and VMI: what those that were seen have, or what was recorded of one that is gone.
+    fn vm_name(&self, key: &Key) -> String {
+        let vm = || self.vm_cache.get(key).present().map(|vm| vm.name(key));
+        let vmi = || self.vmi_cache.get(key).present().and_then(|vmi| vmi.adopted_name.clone());
+        let recorded = || Some(self.cr_cache.get(key).present()?.status.virtual_machine_ref.as_ref()?.name.clone());
+        vm().or_else(vmi).or_else(recorded).unwrap_or_else(|| key.vm_name())
     }
 
     /// The UID of the namespace that CRs live in: as which cluster it is bound to a database.
@@ -385,7 +393,7 @@ impl Cluster {
     ///
     /// If the deletion was not accepted.
     pub async fn delete_vm(&self, key: &Key, uid: &str, version: Option<String>) -> Result<Written, Error> {
-        self.delete(&self.vms, &self.vm_cache, key, &key.vm_name(), exactly(uid, version)).await
+        self.delete(&self.vms, &self.vm_cache, key, &self.vm_name(key), exactly(uid, version)).await
     }
 
     /// Deletes the VMI of this UID, which its VM left behind.
@@ -394,7 +402,7 @@ impl Cluster {
     ///
     /// If the deletion was not accepted.
     pub async fn delete_vmi(&self, key: &Key, uid: &str) -> Result<Written, Error> {
-        self.delete(&self.vmis, &self.vmi_cache, key, &key.vm_name(), exactly(uid, None)).await
+        self.delete(&self.vmis, &self.vmi_cache, key, &self.vm_name(key), exactly(uid, None)).await
     }
 
     /// Deletes the Secrets that these labels select: so that nothing secret needs to be read.
@@ -427,7 +435,7 @@ impl Cluster {
     ///
     /// If one of them cannot be read: then nothing is known of it.
     pub async fn look_live(&self, key: &Key) -> Result<(Seen<Vm>, Seen<Vmi>), Error> {
-        let name = key.vm_name();
+        let name = self.vm_name(key);
         tokio::try_join!(
             self.get(&self.vms, &self.vm_cache, key, &name),
             self.get(&self.vmis, &self.vmi_cache, key, &name),

@@ -8,6 +8,7 @@
 //! A pooler hands what a server notifies to whoever has that server at the moment. So a heartbeat names the
 //! connection that it is for, and holds nothing that anybody may not read.
 
+use std::collections::HashSet;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +35,8 @@ const HEARTBEAT_LIMIT: Duration = Duration::from_secs(5);
 /// How long it may take to find out why none came.
 const DIAGNOSIS_LIMIT: Duration = Duration::from_secs(2);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// Most causes that are told until notifications arrive again.
+const MOST_TOLD: usize = 5;
 
 /// What the listener tells the rest.
 #[derive(Debug, Default)]
@@ -47,7 +50,7 @@ pub(crate) struct Wakeups {
 /// Listens for as long as the daemon runs.
 pub(crate) async fn run(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>, round_trips: &Histogram) {
     let mut backoff = BACKOFF.0;
-    let mut told = String::new();
+    let mut told = HashSet::new();
     loop {
         let error = match listen(target, pool, wakeups, round_trips).await {
             Ok(never) => match never {},
@@ -57,13 +60,13 @@ pub(crate) async fn run(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>, ro
             backoff = BACKOFF.0;
             told.clear();
         }
-        // What stays as it is need not be told every few seconds.
+        // What was told need not be told every few seconds, nor what says the same in ever other words.
         let error = chain(error.as_ref()).to_string();
-        if error == told {
+        if told.contains(&error) || told.len() >= MOST_TOLD {
             debug!(error, "still cannot hear notifications");
         } else {
             warn!(error, "cannot hear notifications; looking every second meanwhile, will listen again");
-            told = error;
+            told.insert(error);
         }
         tokio::time::sleep(backoff).await;
         backoff = (backoff * 2).min(BACKOFF.1);

@@ -1,6 +1,7 @@
 //! Reading rows.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use deadpool_postgres::Pool;
@@ -18,15 +19,19 @@ use crate::model::{Desired, Row, RowStatus};
 pub(crate) const SCAN: i32 = 5000;
 
 /// All rows that are not over.
-pub(crate) async fn live(pool: &Pool) -> anyhow::Result<Vec<Row>> {
-    read(pool, "select * from cyberdesk.live_desktops()", &[]).await.context("list the desktops that are not over")
+pub(crate) async fn live(pool: &Pool, unreadable: &Unreadable) -> anyhow::Result<Vec<Row>> {
+    let statement = "select * from cyberdesk.live_desktops()";
+    let answer = query(pool, statement, &[]).await.context("list the desktops that are not over")?;
+    let there: HashSet<Option<Uuid>> = answer.iter().map(id_of).collect();
+    unreadable.keep(|id| there.contains(&id));
+    Ok(unreadable.decode(&answer))
 }
 
 /// The rows whose present generation nobody has acted on, oldest change first.
-pub(crate) async fn dirty(pool: &Pool) -> anyhow::Result<Vec<Row>> {
-    read(pool, "select * from cyberdesk.dirty_desktops($1)", &[(&SCAN, Type::INT4)])
-        .await
-        .context("look for desktops that changed")
+pub(crate) async fn dirty(pool: &Pool, unreadable: &Unreadable) -> anyhow::Result<Vec<Row>> {
+    let statement = "select * from cyberdesk.dirty_desktops($1)";
+    let answer = query(pool, statement, &[(&SCAN, Type::INT4)]).await.context("look for desktops that changed")?;
+    Ok(unreadable.decode(&answer))
 }
 
 /// The answer to a question for certain rows. One that is there and cannot be read is neither found nor missing.
@@ -39,27 +44,55 @@ pub(crate) struct Found {
 }
 
 /// Rows by id, those that are over and those whose app row was deleted included.
-pub(crate) async fn by_id(pool: &Pool, ids: &[Uuid]) -> anyhow::Result<Found> {
+pub(crate) async fn by_id(pool: &Pool, ids: &[Uuid], unreadable: &Unreadable) -> anyhow::Result<Found> {
     let statement = "select * from cyberdesk.desktops_by_id($1)";
-    let answer = query(pool, statement, &[(&ids, Type::UUID_ARRAY)]).await.context("read desktops by id")?;
+    let params: [Param<'_>; 1] = [(&ids, Type::UUID_ARRAY)];
+    let answer = query(pool, statement, &params).await.context("read desktops by id")?;
     let there: HashSet<Uuid> = answer.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;
     let missing = ids.iter().filter(|id| !there.contains(id)).copied().collect();
-    Ok(Found { rows: answer.iter().filter_map(decode).collect(), missing })
+    Ok(Found { rows: unreadable.decode(&answer), missing })
 }
 
-async fn read(pool: &Pool, statement: &str, params: &[Param<'_>]) -> anyhow::Result<Vec<Row>> {
-    Ok(query(pool, statement, params).await?.iter().filter_map(decode).collect())
+/// The rows that cannot be read, and why: each is told of once, and again when it is for another reason.
+#[derive(Debug, Default)]
+pub(crate) struct Unreadable(Mutex<HashMap<Option<Uuid>, String>>);
+
+impl Unreadable {
+    /// A row that cannot be decoded is told of and left out: the others go on.
+    fn decode(&self, answer: &[tokio_postgres::Row]) -> Vec<Row> {
+        let decoded = |row| {
+            let id = id_of(row);
+            try_decode(row)
+                .inspect(|_| drop(self.known().remove(&id)))
+                .inspect_err(|error| {
+                    let error = crate::telemetry::chain(error.as_ref()).to_string();
+                    if self.is_news(id, &error) {
+                        let desktop = id.map(tracing::field::display);
+                        tracing::error!(desktop, error, "cannot read a desktop's row; is the schema of this version?");
+                    }
+                })
+                .ok()
+        };
+        answer.iter().filter_map(decoded).collect()
+    }
+
+    fn is_news(&self, id: Option<Uuid>, error: &str) -> bool {
+        let before = self.known().insert(id, error.to_owned());
+        before.is_none_or(|before| before != error)
+    }
+
+    /// Forgets the others: they are not there any more.
+    fn keep(&self, those: impl Fn(Option<Uuid>) -> bool) {
+        self.known().retain(|id, _| those(*id));
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<Option<Uuid>, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// A row that cannot be decoded is reported and left out: the others go on.
-fn decode(row: &tokio_postgres::Row) -> Option<Row> {
-    let id = row.try_get::<_, Uuid>("id").ok();
-    try_decode(row)
-        .inspect_err(|error| {
-            let error = crate::telemetry::chain(error.as_ref());
-            tracing::error!(desktop = ?id, %error, "cannot read a desktop's row; is the schema of this version?");
-        })
-        .ok()
+fn id_of(row: &tokio_postgres::Row) -> Option<Uuid> {
+    row.try_get("id").ok()
 }
 
 fn try_decode(row: &tokio_postgres::Row) -> anyhow::Result<Row> {
@@ -105,4 +138,19 @@ pub(crate) async fn time(pool: &Pool) -> anyhow::Result<Reading> {
     let time = rows.first().context("the database's clock gave no time")?.try_get(0)?;
     // It was read before the answer came: taken so, it is never ahead, and no deadline comes early.
     Ok(Reading { time, at: Instant::now() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_cannot_be_read_is_news_once_for_each_reason() {
+        let (rows, id) = (Unreadable::default(), Some(Uuid::from_u128(1)));
+        let told: Vec<bool> = ["a", "a", "b", "b", "a"].iter().map(|why| rows.is_news(id, why)).collect();
+        assert_eq!(told, [true, false, true, false, true]);
+        assert!(rows.is_news(None, "a"), "another is another's news");
+        rows.keep(|other| other == id);
+        assert!(!rows.is_news(id, "a") && rows.is_news(None, "a"), "one that went and comes again is news");
+    }
 }

@@ -6,13 +6,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
+use super::rows::Unreadable;
 use crate::model::{Desired, Report, Row, RowStatus, Seen};
 use crate::names::Key;
 use crate::queue::{Lane, Queue};
 
 /// What is remembered of the table. It is never the truth, only the last look at it.
 #[derive(Debug, Default)]
-pub struct Store(Mutex<State>);
+pub struct Store {
+    state: Mutex<State>,
+    /// Rows of which nothing can be remembered.
+    pub(crate) unreadable: Unreadable,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -33,7 +38,7 @@ pub enum Remembered {
 
 impl Store {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is remembered of this key's row.

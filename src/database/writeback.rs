@@ -235,7 +235,7 @@ impl WriteBack {
             too_early |= answer == Answer::Stale;
         }
         // What the database decided is read from it, like everything else.
-        let read = super::rows::by_id(pool, &decided).await.map(|found| {
+        let read = super::rows::by_id(pool, &decided, &store.unreadable).await.map(|found| {
             for row in found.rows.iter().filter(|row| expired.contains(&row.id)) {
                 let late = row.changed_at.duration_since(row.expires_at);
                 self.metrics.deadline_lateness.observe(late.as_secs_f64());
@@ -280,7 +280,8 @@ impl WriteBack {
             warn!(desktops = ?stale, "the database has gone back behind what was acted on; reading anew");
             sleep(BUSY).await;
             stale.iter().for_each(|id| store.forget(*id));
-            let read = super::rows::by_id(pool, &stale).await.map(|found| store.take_in(found.rows, queue));
+            let read =
+                super::rows::by_id(pool, &stale, &store.unreadable).await.map(|found| store.take_in(found.rows, queue));
             stale.iter().for_each(|id| queue.wake(&Key::of_row(*id), Lane::Makes));
             read?;
         }

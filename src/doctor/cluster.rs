@@ -9,15 +9,15 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
-use kube::Client;
 use kube::api::{Api, DynamicObject, ListParams, ObjectMeta, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Client, ResourceExt};
 use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{Check, Fault, Finding, Verdict};
 use crate::cluster::rights::{self, Place, Right};
-use crate::cluster::{CALL_DEADLINE, Cluster, server_time, templates};
+use crate::cluster::{CALL_DEADLINE, Cluster, CrObject, Observed, server_time, templates};
 use crate::crd;
 use crate::telemetry::chain;
 use crate::template::Sources;
@@ -35,6 +35,8 @@ const CLOCK: Check = Check::new(
     "cluster-clock",
     "desktops applied by hand end by the API server's clock, and so do all while the database is away",
 );
+const ADOPTION: Check =
+    Check::new("adoption", "what the Kopf operator holds is left alone: its rows get no VM, and nothing here ends it");
 const LEADER: Check = Check::new("leader", "one daemon leads and does all the work; without one nothing is done");
 
 /// Clocks further apart than this make times hard to compare. Nothing is decided by this machine's.
@@ -70,6 +72,7 @@ pub(super) async fn examine(client: anyhow::Result<Client>, places: &Places) -> 
         within(NAMESPACES, namespaces(&client, places)).await,
         within(RIGHTS, rights(&client, places)).await,
         within(TEMPLATES, templates(&client, places)).await,
+        within(ADOPTION, adoption(&client, places)).await,
         within(CLOCK, clock(&client)).await,
         within(LEADER, leader(&client, places)).await,
     ]
@@ -293,6 +296,14 @@ async fn templates(client: &Client, places: &Places) -> kube::Result<Finding> {
             format!("the API server takes what they make: {}", names.join(", ")),
         ),
     })
+}
+
+async fn adoption(client: &Client, places: &Places) -> kube::Result<Finding> {
+    let crs = Api::<CrObject>::namespaced(client.clone(), &places.namespace).list(&ListParams::default()).await?;
+    let held: Vec<String> = crs.iter().filter(|cr| cr.seen().is_kopfs()).map(ResourceExt::name_any).collect();
+    let Some(first) = held.first() else { return Ok(ADOPTION.ok("the Kopf operator holds nothing")) };
+    let found = format!("the Kopf operator holds {} Cyberdesks, such as {first}", held.len());
+    Ok(ADOPTION.finding(Verdict::Warning, found, vec!["cyberdesk-operator adopt".to_owned()]))
 }
 
 #[expect(clippy::disallowed_methods, reason = "this machine's clock is what is looked at, and judges nothing")]

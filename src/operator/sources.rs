@@ -90,7 +90,7 @@ impl Operator {
 
     /// Reads the rows that changed, oldest change first. Tells whether these were all.
     async fn read_changes(&self) -> anyhow::Result<bool> {
-        let changed = rows::dirty(&self.pool).await?;
+        let changed = rows::dirty(&self.pool, &self.store.unreadable).await?;
         let all = usize::try_from(rows::SCAN).is_ok_and(|most| changed.len() < most);
         self.arm(&changed);
         self.store.take_in(changed, &self.queue);
@@ -133,11 +133,11 @@ impl Operator {
     async fn resync(&self) -> anyhow::Result<()> {
         // Before the rows, so that none is made that should wait.
         self.read_pause().await?;
-        let all = rows::live(&self.pool).await?;
+        let all = rows::live(&self.pool, &self.store.unreadable).await?;
         self.arm(&all);
         let gone = self.store.take_in_all(all, &self.queue);
         if !gone.is_empty() {
-            let found = rows::by_id(&self.pool, &gone).await?;
+            let found = rows::by_id(&self.pool, &gone, &self.store.unreadable).await?;
             self.store.take_in(found.rows, &self.queue);
             found.missing.into_iter().for_each(|id| self.store.forget(id));
         }

@@ -211,7 +211,7 @@ impl Operator {
             Remembered::Nothing(_) if !self.store.is_complete() => Seen::Unknown,
             Remembered::Nothing(_) if !known_in_cluster => Seen::Absent,
             Remembered::Nothing(id) => {
-                let found = rows::by_id(&self.pool, &[id]).await?;
+                let found = rows::by_id(&self.pool, &[id], &self.store.unreadable).await?;
                 let row = found.rows.into_iter().next();
                 anyhow::ensure!(row.is_some() || !found.missing.is_empty(), "it is there, and cannot be read");
                 self.store.found(id, row)

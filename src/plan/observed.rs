@@ -33,7 +33,7 @@ impl Desktop<'_> {
             // A CR by hand that was deleted and applied anew: the VM of the first one goes first.
             (Seen::Present(vm), _) if self.is_predecessors(&vm.owner) => None,
             (Seen::Present(vm), _) if vm.owner.as_ref() != Some(&self.owner) => {
-                let name = view.key.vm_name();
+                let name = vm.name(view.key);
                 end(Reason::NameTaken, Some(format!("there is a VirtualMachine {name} that is not of this desktop")))
             }
             (Seen::Present(vm), _) if vm.deleting => end(Reason::VmDeleted, None),

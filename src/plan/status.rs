@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::View;
 use super::start::Start;
-use crate::crd::{CyberdeskStatus, End, Phase, StartClock, VirtualMachineRef};
+use crate::crd::{CyberdeskStatus, End, KopfStatus, Phase, StartClock, VirtualMachineRef};
 use crate::model::{Cr, Now, Vmi};
 use crate::names::Owner;
 use crate::reason::{self, Reason};
@@ -72,15 +72,17 @@ pub(super) fn project(
         ("Started", started, (why.clone(), until)),
         ("Ended", over, stuck.unwrap_or((why, words))),
     ];
+    let made = vm
+        .map(|vm| VirtualMachineRef { name: vm.name(view.key), uid: vm.uid.clone() })
+        .or_else(|| before.virtual_machine_ref.clone());
     CyberdeskStatus {
         phase: Some(phase),
         conditions: Some(conditions.into_iter().map(|told| condition(cr, told, judge)).collect()),
         reason,
         message,
         observed_generation: Some(cr.generation),
-        virtual_machine_ref: vm
-            .map(|vm| VirtualMachineRef { name: view.key.vm_name(), uid: vm.uid.clone() })
-            .or_else(|| before.virtual_machine_ref.clone()),
+        cyberdesk_create: made.as_ref().map(|vm| KopfStatus::of(&vm.name, expires_at)),
+        virtual_machine_ref: made,
         start_clock: clock,
         start_time: before.start_time.or_else(|| ready.then(|| whole_seconds(judge))),
         vmi_uid: vmi.filter(|_| ready).map(|vmi| vmi.uid.clone()).or_else(|| before.vmi_uid.clone()),

@@ -1,3 +1,4 @@
+mod adopted;
 mod away;
 mod paused;
 mod starts;
@@ -73,6 +74,7 @@ fn row_cr() -> Cr {
         owner: Some(Owner::Row(id())),
         database: Some(DATABASE),
         deleting: false,
+        held_by_kopf: false,
         paused: false,
         status_readable: true,
         spec: Ok(CyberdeskSpec { expires_at: Some(at(600)), ..Default::default() }),
@@ -87,6 +89,7 @@ fn hand_cr() -> Cr {
 fn vm() -> Vm {
     Vm {
         uid: "vm".into(),
+        adopted_name: None,
         owner: Some(Owner::Row(id())),
         database: Some(DATABASE),
         created: at(-10),
@@ -104,6 +107,7 @@ fn vm() -> Vm {
 fn vmi(phase: VmiPhase, ready: bool) -> Vmi {
     Vmi {
         uid: "vmi".into(),
+        adopted_name: None,
         owner: Some(Owner::Row(id())),
         database: Some(DATABASE),
         created: at(-9),

@@ -291,11 +291,11 @@ fn a_key_waits_since_it_was_first_woken_in_each_lane() {
 }
 
 /// A clock's ticks: the key is woken at each, taken if it can be, and worked on for some time of it.
-fn looks(core: &mut Core, name: &str, start: Instant, ticks: u32, tick: Duration) -> Vec<Instant> {
+fn looks(core: &mut Core, (name, lane): (&str, Lane), start: Instant, ticks: u32, tick: Duration) -> Vec<Instant> {
     let mut looks = vec![];
     for number in 0..ticks {
         let now = start + tick * number;
-        core.wake(&key(name), Lane::Makes, now);
+        core.wake(&key(name), lane, now);
         while let Some((taken, lane)) = core.take(now, true) {
             looks.push(now);
             core.done(&taken, lane, Outcome::Settled(None), now, 0.0);
@@ -306,20 +306,74 @@ fn looks(core: &mut Core, name: &str, start: Instant, ticks: u32, tick: Duration
 
 #[test]
 fn a_key_that_is_woken_all_the_time_is_looked_at_a_burst_of_times_and_then_once_a_second() {
+    for lane in [Lane::Makes, Lane::Ends] {
+        let (mut core, now) = (open(), Instant::now());
+        let looks = looks(&mut core, ("hot", lane), now, 50 * 60, SECOND / 50);
+        let most = usize::try_from(BURST + 60).expect("it is small");
+        assert!(looks.len() <= most && looks.len() > most - 3, "{lane:?}: {} looks in a minute", looks.len());
+        assert!(
+            looks.windows(2).all(|pair| pair[1] - pair[0] <= SPACING + SECOND / 50),
+            "it is never left alone for longer"
+        );
+    }
+}
+
+#[test]
+fn a_key_that_is_woken_all_the_time_for_its_end_delays_no_other_s() {
     let (mut core, now) = (open(), Instant::now());
-    let looks = looks(&mut core, "hot", now, 50 * 60, SECOND / 50);
-    let most = usize::try_from(BURST + 60).expect("it is small");
-    assert!(looks.len() <= most && looks.len() > most - 3, "{} looks in a minute", looks.len());
-    assert!(
-        looks.windows(2).all(|pair| pair[1] - pair[0] <= SPACING + SECOND / 50),
-        "it is never left alone for longer"
-    );
+    looks(&mut core, ("hot", Lane::Ends), now, 100, SECOND / 50);
+    let now = now + SECOND / 50 * 99;
+    for lane in [Lane::Ends, Lane::Makes] {
+        core.wake(&key("hot"), lane, now);
+        core.wake(&key("other"), lane, now);
+        assert_eq!(core.take(now, true), Some((key("other"), lane)));
+        core.done(&key("other"), lane, Outcome::Settled(None), now, 0.0);
+        assert_eq!(core.take(now, true), None, "it cools down, whatever it is woken for");
+    }
+    core.due_by(&key("hot"), now);
+    assert_eq!(core.take(now, false), Some((key("hot"), Lane::Due)), "but for its deadline");
+}
+
+#[test]
+fn a_day_of_failures_costs_each_key_a_try_or_two_a_minute() {
+    let (mut core, start) = (open(), Instant::now());
+    let (keys, day) = ([Lane::Makes, Lane::Ends].map(|lane| (key(&format!("{lane:?}")), lane)), 86_400 * SECOND);
+    let (mut now, mut tries) = (start, 0);
+    for (key, lane) in &keys {
+        core.wake(key, *lane, now);
+    }
+    while now < start + day {
+        while let Some((taken, lane)) = core.take(now, true) {
+            tries += 1;
+            core.done(&taken, lane, Outcome::Failed { at_least: Duration::ZERO, deadline: None }, now, 0.5);
+        }
+        assert!(core.entries.len() == 2 && core.timers.len() == 2 && core.ends.len() + core.makes.len() == 0);
+        assert!(core.heat.cool_at.len() <= 2 && core.cooling.is_empty());
+        now = core.next_timer().expect("each comes again");
+    }
+    let each = tries / 2;
+    assert!((24 * 60..=2 * 24 * 60).contains(&each), "{each} tries in a day");
+}
+
+#[test]
+fn an_end_that_fails_is_not_tried_again_at_each_change() {
+    let (mut core, start) = (open(), Instant::now());
+    let mut tries = 0;
+    for tick in 0..50 * 600 {
+        let now = start + SECOND / 50 * tick;
+        core.wake(&key("stuck"), Lane::Ends, now);
+        while let Some((taken, lane)) = core.take(now, true) {
+            tries += 1;
+            core.done(&taken, lane, Outcome::Failed { at_least: Duration::ZERO, deadline: None }, now, 0.0);
+        }
+    }
+    assert!(tries <= BURST + 601, "{tries} tries in ten minutes");
 }
 
 #[test]
 fn what_changed_last_while_a_key_cools_down_is_looked_at() {
     let (mut core, now) = (open(), Instant::now());
-    let looks = looks(&mut core, "hot", now, 100, SECOND / 50);
+    let looks = looks(&mut core, ("hot", Lane::Makes), now, 100, SECOND / 50);
     let last = *looks.last().expect("it was looked at");
     core.wake(&key("hot"), Lane::Makes, now + 2 * SECOND);
     let next = core.next_timer().expect("its time comes");
@@ -333,7 +387,7 @@ fn what_changed_last_while_a_key_cools_down_is_looked_at() {
 fn ends_and_deadlines_of_a_key_that_cools_down_do_not_wait() {
     for (lane, name) in [(Lane::Ends, "end"), (Lane::Due, "deadline")] {
         let (mut core, now) = (open(), Instant::now());
-        looks(&mut core, "hot", now, 100, SECOND / 50);
+        looks(&mut core, ("hot", Lane::Makes), now, 100, SECOND / 50);
         let now = now + SECOND / 50 * 99;
         core.wake(&key("hot"), Lane::Makes, now);
         assert_eq!(core.take(now, true), None, "it cools down");
@@ -356,7 +410,8 @@ fn looks_of_one_turn_count_as_those_of_many_do() {
     core.done(&taken, lane, Outcome::Settled(Some(now + SECOND / 2)), now, 0.0);
     assert_eq!(core.take(now, true), None, "it cools down");
     assert_eq!(core.take(now + SECOND / 2, true), Some((key("hot"), Lane::Due)), "and its deadline holds");
-    assert!((0..1000).all(|_| core.another_look(&taken, Lane::Ends, now)), "ends do not wait");
+    let ends = (0..1000).take_while(|_| core.another_look(&taken, Lane::Ends, now)).count();
+    assert_eq!(ends, usize::try_from(BURST).expect("it is small"), "those of its end are counted by themselves");
 }
 
 #[test]
@@ -390,7 +445,7 @@ proptest::proptest! {
     ) {
         let (mut core, start) = (open(), Instant::now());
         let (mut now, mut in_flight) = (start, vec![]);
-        let mut looks: HashMap<Key, u32> = HashMap::new();
+        let mut looks: HashMap<(Key, Lane), u32> = HashMap::new();
         for (number, lane, then, pause) in wakes {
             let woken = key(&format!("desk-{number}"));
             match lane {
@@ -400,7 +455,7 @@ proptest::proptest! {
             }
             if let Some((taken, lane)) = core.take(now, true) {
                 assert!(!in_flight.iter().any(|(other, _)| *other == taken), "never twice at once");
-                *looks.entry(taken.clone()).or_default() += u32::from(lane == Lane::Makes);
+                *looks.entry((taken.clone(), lane)).or_default() += u32::from(lane != Lane::Due);
                 in_flight.push((taken, lane));
             }
             if then > 0 && let Some((done, lane)) = in_flight.pop() {
@@ -411,7 +466,7 @@ proptest::proptest! {
                 };
                 core.done(&done, lane, outcome, now, 0.5);
             }
-            assert!(core.entries.len() <= 5 && core.heat.cool_at.len() <= 5);
+            assert!(core.entries.len() <= 5 && core.heat.cool_at.len() <= 10);
             assert!(core.timers.len() <= 5 && core.cooling.len() <= 5);
             now += Duration::from_millis(pause);
         }

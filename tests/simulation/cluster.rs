@@ -90,6 +90,7 @@ impl Cluster {
             owner,
             database,
             deleting: false,
+            held_by_kopf: false,
             paused: false,
             spec: Ok(spec),
             status_readable: true,
@@ -129,6 +130,7 @@ impl Cluster {
         }
         let vm = Vm {
             uid: self.uid("vm"),
+            adopted_name: None,
             owner,
             database,
             created: now,
@@ -180,6 +182,7 @@ impl Cluster {
                 self.started.insert(vm.uid.clone());
                 let vmi = Vmi {
                     uid: self.uid("vmi"),
+                    adopted_name: None,
                     owner: vm.owner.clone(),
                     database: vm.database,
                     created: now,

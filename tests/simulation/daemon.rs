@@ -55,6 +55,8 @@ pub(crate) struct Daemon {
     /// The database whose desktops it serves.
     database_id: Option<Uuid>,
     orphans: HashMap<Key, Instant>,
+    /// Whether new desktops wait, as it last read it.
+    paused: bool,
     bug: Option<Bug>,
 }
 
@@ -91,6 +93,9 @@ pub(crate) struct Turn {
     wait: Option<Duration>,
     pub(crate) live: Option<(Seen<Vm>, Seen<Vmi>)>,
     pub(crate) told: bool,
+    /// It was seen to be paused; and new ones to wait.
+    pub(crate) held: bool,
+    pub(crate) waits: bool,
     rounds: usize,
 }
 
@@ -159,6 +164,7 @@ impl Daemon {
             expected: None,
             database_id: None,
             orphans: HashMap::new(),
+            paused: false,
         }
     }
 
@@ -225,6 +231,7 @@ impl Daemon {
     }
 
     pub(crate) fn resync(&mut self, database: &Database) {
+        self.paused = database.paused;
         let mut gone = self.store.take_in_all(database.live(), &self.queue);
         gone.sort();
         for id in gone {
@@ -251,8 +258,17 @@ impl Daemon {
             return None;
         }
         let (key, lane) = self.queue.next(|| true).now_or_never()?;
-        let turn =
-            Turn { key: key.clone(), lane, actions: VecDeque::new(), wait: None, live: None, told: false, rounds: 0 };
+        let turn = Turn {
+            key: key.clone(),
+            lane,
+            actions: VecDeque::new(),
+            wait: None,
+            live: None,
+            told: false,
+            held: false,
+            waits: false,
+            rounds: 0,
+        };
         self.turns.push(turn);
         self.look(self.turns.len() - 1, database, templates, now);
         Some(key)
@@ -283,7 +299,13 @@ impl Daemon {
                 Seen::Unknown
             }
         };
-        let (row, cr) = if self.bug == Some(Bug::MadeAgain) { forgetful(row, cr) } else { (row, cr) };
+        let by_row = row.present().is_some_and(|row| row.paused && !row.ended);
+        let held = by_row || cr.present().is_some_and(|cr| cr.paused);
+        let (row, cr) = match self.bug {
+            Some(Bug::MadeAgain) => forgetful(row, cr),
+            Some(Bug::PauseNotHeeded) => heedless(row, cr),
+            _ => (row, cr),
+        };
         let failure = self.failures.get(&key);
         let fleet = &self.fleet.standing(&key, now.cluster);
         let rest = self.orphans.get(&key).map_or(GRACE, |since| GRACE.saturating_sub(since.elapsed()));
@@ -297,7 +319,7 @@ impl Daemon {
             silence: self.silence,
             failure,
             fleet,
-            paused: false,
+            paused: self.paused && self.bug != Some(Bug::NeverWaits),
             braked: matches!(self.pair, Pair::Braked(_)),
             database: self.database_id,
             orphan_rest: rest,
@@ -319,6 +341,7 @@ impl Daemon {
         }
         let turn = &mut self.turns[at];
         (turn.actions, turn.wait) = (actions.into(), wait);
+        (turn.held, turn.waits) = (held, self.paused);
     }
 
     /// All actions of a round are done: either it waits for an answer, or it is looked at again.
@@ -396,6 +419,19 @@ impl Daemon {
 fn wake(mut keys: Vec<Key>, queue: &Queue) {
     keys.sort();
     keys.iter().for_each(|key| queue.wake(key, Lane::Makes));
+}
+
+/// What a daemon sees that knows of no pause.
+fn heedless(row: Seen<Row>, cr: Seen<Cr>) -> (Seen<Row>, Seen<Cr>) {
+    let row = match row {
+        Seen::Present(row) => Seen::Present(Row { paused: false, ..row }),
+        other => other,
+    };
+    let cr = match cr {
+        Seen::Present(cr) => Seen::Present(Cr { paused: false, ..cr }),
+        other => other,
+    };
+    (row, cr)
 }
 
 /// What a daemon sees that remembers no VM.

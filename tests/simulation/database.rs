@@ -30,6 +30,8 @@ pub(crate) struct Desktop {
     pub(crate) generation: i64,
     pub(crate) observed_generation: i64,
     pub(crate) vm_uid: Option<String>,
+    /// By `pause_desktop`.
+    pub(crate) paused: bool,
 }
 
 /// Both tables, the fence and the bond.
@@ -42,13 +44,15 @@ pub(crate) struct Database {
     pub(crate) rows: BTreeMap<Uuid, RowStatus>,
     pub(crate) desktops: BTreeMap<Uuid, Desktop>,
     pub(crate) fence: Option<Term>,
+    /// An administrator has new desktops wait.
+    pub(crate) paused: bool,
 }
 
 impl Default for Database {
     fn default() -> Self {
         let itself = brake::Database { id: Uuid::from_u128(0xdb), system: "server".to_owned(), oid: 1 };
         let (rows, desktops) = Default::default();
-        Self { itself, bond: None, confirmation: None, rows, desktops, fence: None }
+        Self { itself, bond: None, confirmation: None, rows, desktops, fence: None, paused: false }
     }
 }
 
@@ -90,6 +94,7 @@ impl Database {
             generation: 1,
             observed_generation: i64::from(!live),
             vm_uid: None,
+            paused: false,
         };
         self.desktops.insert(id, desktop);
         true
@@ -137,6 +142,12 @@ impl Database {
             desktop.stop("row-deleted", None);
         }
         true
+    }
+
+    /// `pause_desktop`: whether it changed anything.
+    pub(crate) fn pause(&mut self, id: Uuid, paused: bool) -> bool {
+        let desktop = self.desktops.get_mut(&id).filter(|desktop| !desktop.ended && desktop.paused != paused);
+        desktop.map(|desktop| (desktop.paused, desktop.generation) = (paused, desktop.generation + 1)).is_some()
     }
 
     // ----- the operator
@@ -199,7 +210,7 @@ impl Database {
             status: desktop.status.or(status).expect("a tombstone keeps its last status"),
             vm_uid: desktop.vm_uid.clone(),
             ended: desktop.ended,
-            paused: false,
+            paused: desktop.paused,
         })
     }
 
@@ -266,6 +277,7 @@ impl Database {
         let Some(desktop) = self.desktops.get_mut(&id) else { return Ok("missing") };
         Ok(match desktop.desired {
             Desired::Absent => "same",
+            Desired::Present if desktop.paused => "same",
             Desired::Present if desktop.expires_at > now => "extended",
             Desired::Present => {
                 desktop.stop("timeout", None);

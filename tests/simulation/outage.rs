@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use cyberdesk_operator::crd::CyberdeskStatus;
-use cyberdesk_operator::model::{Desired, Silence};
+use cyberdesk_operator::database::store::Remembered;
+use cyberdesk_operator::model::{Cr, Desired, Silence};
 use cyberdesk_operator::names::{Key, Owner};
 use cyberdesk_operator::plan::Action;
 use cyberdesk_operator::reason::Reason;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, advance};
 
+use crate::daemon::Daemon;
 use crate::planted::Bug;
+use crate::processes::Process;
 use crate::world::{World, name, short};
 
 /// How long a daemon may take to find that the database is away, and to act on a deadline.
@@ -55,13 +58,21 @@ impl World {
             if cr.database != Some(self.right().itself.id) {
                 continue;
             }
-            let lives = self.cluster.vms.get(key).is_some_and(|vm| vm.owner == cr.owner && !vm.deleting);
+            let held = cr.paused || self.right().row(*id).is_some_and(|row| row.paused) || self.was_paused(key, cr);
+            let lives = !held && self.cluster.vms.get(key).is_some_and(|vm| vm.owner == cr.owner && !vm.deleting);
             let late = spec.expires_at.map(|at| now.duration_since(at)).filter(|late| *late > IN_TIME);
             if let Some(late) = late.filter(|_| lives && cr.status_readable) {
                 return Err(format!("{} lives on {late:#} after its deadline, as the database is away", name(*id)));
             }
         }
         Ok(())
+    }
+
+    /// Whether the database said last that it is paused: that holds while it is away.
+    fn was_paused(&self, key: &Key, cr: &Cr) -> bool {
+        let remembers = |daemon: &Daemon| matches!(daemon.store.get(key), Remembered::Row(row) if row.paused);
+        let says = cr.status.conditions.iter().flatten().any(|told| told.type_ == "Paused" && told.status == "True");
+        says || self.processes.iter().any(|process| matches!(process, Process::Runs(daemon) if remembers(daemon)))
     }
 
     /// An end that the database has not decided is by a deadline that has come: the CR's, or the row's as it was when

@@ -19,10 +19,20 @@ pub(crate) enum Bug {
     NoBrake,
     /// A status is written over whatever another leader has recorded meanwhile.
     StatusOverAnyVersion,
+    /// A person's pause of a desktop is not heeded.
+    PauseNotHeeded,
+    /// New desktops are made though an administrator has them wait.
+    NeverWaits,
+    /// The Secret of a desktop that ends is left behind.
+    SecretLeft,
+    /// With the Secret of a desktop that ends go those of all others.
+    SecretsOfAll,
+    /// A Secret that came when its desktop was over is there for good.
+    NeverSweeps,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::TimeoutNotTold,
         Self::FailureNotTold,
         Self::NotInStatusNotDeleted,
@@ -31,5 +41,10 @@ impl Bug {
         Self::WaitsForTheDatabase,
         Self::NoBrake,
         Self::StatusOverAnyVersion,
+        Self::PauseNotHeeded,
+        Self::NeverWaits,
+        Self::SecretLeft,
+        Self::SecretsOfAll,
+        Self::NeverSweeps,
     ];
 }

@@ -2,7 +2,9 @@
 
 use anyhow::{Result, ensure};
 use serde_json::json;
+use uuid::Uuid;
 
+use crate::health;
 use crate::world::{World, vm_name};
 use crate::{Story, story};
 
@@ -10,6 +12,7 @@ pub(crate) fn stories() -> Vec<Story> {
     vec![
         story("bad rows and templates say why, and 100 good rows are served", bad_beside_good),
         story("a CR by hand with a bad spec is refused in words", a_bad_cr),
+        story("a row that cannot be read is told of once for each reason, and holds up no other", an_unreadable_row),
         story("a row that the database refuses to end holds up no other", a_poisoned_row),
         story(
             "a row that the app does not let end at its deadline ends in the cluster, and holds up no other",
@@ -156,6 +159,46 @@ async fn wrong_settings(_: &World) -> Result<()> {
         ensure!(words.contains(wanted), "{wanted:?} is missing: {words}");
     }
     Ok(())
+}
+
+async fn an_unreadable_row(world: &World) -> Result<()> {
+    let bad = Uuid::new_v4();
+    // As if the schema were a later one, which has words that the operator has never heard.
+    let later = format!(
+        "create schema later;
+         create table later.words (id uuid primary key, status text not null);
+         insert into later.words values ('{bad}', 'dreaming');
+         alter view cyberdesk.desktop_state set schema later;
+         create view cyberdesk.desktop_state as
+           select (jsonb_populate_record(d, jsonb_build_object('status', coalesce(w.status, d.status)))).*
+             from later.desktop_state d left join later.words w using (id)"
+    );
+    world.sql(&later).await?;
+    let insert = "insert into cyberdesk_instances (id, user_id) select $1, id from auth.users";
+    world.app(insert, &bad.to_string()).await?;
+    world.start_operator(&[("CYBERDESK_RESYNC_INTERVAL", "100ms")]).await?;
+    let good = world.running_desktop("1 hour").await?;
+    let lines = || anyhow::Ok(world.operator_log()?.lines().filter(|line| line.contains(&bad.to_string())).count());
+    let read_many_times = async || {
+        let from = reads(world).await?;
+        world.until("all rows are read many times", async || Ok(reads(world).await? > from + 10)).await
+    };
+    for (times, word) in [(1, "asleep"), (2, "waking")] {
+        read_many_times().await?;
+        ensure!(lines()? == times, "{} lines of its log for {times} reasons", lines()?);
+        world.sql(&format!("update later.words set status = '{word}'")).await?;
+        world.operator_says(word).await?;
+    }
+    ensure!(world.row(&good).await?.status == "running");
+    world.sql("delete from later.words").await?;
+    world.until_status(&bad.to_string(), "running").await
+}
+
+/// How often all rows were read.
+async fn reads(world: &World) -> Result<u64> {
+    let (_, figures) = health::get(world, "operator", "/metrics").await?;
+    let name = "cyberdesk_sql_statements_total{statement=\"live_desktops\",result=\"ok\"} ";
+    Ok(figures.lines().find_map(|line| line.strip_prefix(name)?.parse().ok()).unwrap_or_default())
 }
 
 async fn a_poisoned_row(world: &World) -> Result<()> {

@@ -1,6 +1,8 @@
 //! Nothing grows without limit: what one desktop, many bad rows or a long outage cost is bounded by what there is, and
 //! by time.
 
+mod outages;
+
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -10,6 +12,8 @@ use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use tokio::time::{Instant, interval};
 
+use outages::{without_postgres, without_the_api_server};
+
 use crate::scale::many;
 use crate::world::{World, vm_name};
 use crate::{Story, story};
@@ -18,13 +22,22 @@ pub(crate) fn stories() -> Vec<Story> {
     vec![
         story("bounded: a VMI that changes 50 times a second costs a look a second and delays nobody", a_hot_desktop)
             .alone(),
+        story("bounded: a VMI that changes 50 times a second as it is deleted does so too, and ends", a_hot_end)
+            .alone(),
+        story("bounded: without Postgres for ever so long, nothing grows, and all is caught up", without_postgres)
+            .alone(),
+        story(
+            "bounded: without the API server for ever so long, nothing grows, and all is caught up",
+            without_the_api_server,
+        )
+        .alone(),
         story("bounded: many bad rows each say why once, and a good one among them runs", many_bad_rows).alone(),
     ]
 }
 
 /// Changes of a VMI in a second, and for how long.
 const CHANGES: (u32, Duration) = (50, Duration::from_secs(8));
-/// Looks at one desktop that may follow one another at once (`queue::BURST`), before there is one a second.
+/// Looks at one desktop in one lane that may follow one another at once (`queue::BURST`), before there is one a second.
 const BURST: usize = 40;
 
 async fn a_hot_desktop(world: &World) -> Result<()> {
@@ -37,26 +50,13 @@ async fn a_hot_desktop(world: &World) -> Result<()> {
     let (lines_before, writes_before, told_before) = (lines()?, writes(), told().await?);
 
     let began = Instant::now();
-    let flap = async {
-        let vmis = kubevirt::vmis(&kubevirt::as_kubevirt(&world.parts.client), &world.namespace);
-        let mut ticks = interval(Duration::from_secs(1) / CHANGES.0);
-        let mut changes = 0;
-        while began.elapsed() < CHANGES.1 {
-            ticks.tick().await;
-            changes += 1;
-            let address = address(changes);
-            let status = json!({ "status": { "interfaces": [{ "name": "default", "ipAddress": address }] } });
-            vmis.patch(&vm_name(&hot), &PatchParams::default(), &Patch::Merge(status)).await?;
-        }
-        anyhow::Ok(changes)
-    };
     let another = async {
         let id = world.running_desktop("1 hour").await?;
         world.request_shutdown(&id).await?;
         world.until_over(&id).await?;
         anyhow::Ok(began.elapsed())
     };
-    let (changes, over) = tokio::try_join!(flap, another)?;
+    let (changes, over) = tokio::try_join!(flap(world, &hot), another)?;
     ensure!(over < CHANGES.1, "another desktop's life took {over:?}, and more than this one's restless time");
     let last = address(changes);
     let settled = async || Ok(world.cr_status(&hot, "ip").await?.as_deref() == Some(last.as_str()));
@@ -71,6 +71,70 @@ async fn a_hot_desktop(world: &World) -> Result<()> {
     ensure!(told().await? == told_before, "its row is not touched: {}", told().await?);
     world.request_shutdown(&hot).await?;
     world.until_over(&hot).await.map(drop)
+}
+
+/// Changes its VMI again and again, and answers how often.
+async fn flap(world: &World, id: &str) -> Result<u32> {
+    let vmis = kubevirt::vmis(&kubevirt::as_kubevirt(&world.parts.client), &world.namespace);
+    let mut ticks = interval(Duration::from_secs(1) / CHANGES.0);
+    let (began, mut changes) = (Instant::now(), 0);
+    while began.elapsed() < CHANGES.1 {
+        ticks.tick().await;
+        changes += 1;
+        let address = address(changes);
+        let status = json!({ "status": { "interfaces": [{ "name": "default", "ipAddress": address }] } });
+        vmis.patch(&vm_name(id), &PatchParams::default(), &Patch::Merge(status)).await?;
+    }
+    Ok(changes)
+}
+
+/// A guest that does not heed its shutdown, and has its grace.
+const STUBBORN: &str = "
+apiVersion: kubevirt.io/v1
+kind: VirtualMachine
+metadata: {}
+spec:
+  runStrategy: Once
+  template:
+    metadata:
+      annotations: {guest.testbed/ignores-acpi: 'true'}
+    spec:
+      terminationGracePeriodSeconds: 15
+      domain: {memory: {guest: 64Mi}, devices: {}}
+";
+
+async fn a_hot_end(world: &World) -> Result<()> {
+    world.templates(&[("default.yaml", STUBBORN)]).await?;
+    world.start_operator(&[("CYBERDESK_LOG", "warn,cyberdesk_operator::operator=debug")]).await?;
+    let (hot, other) = (world.running_desktop("1 hour").await?, world.running_desktop("1 hour").await?);
+    let deleted = async |id: &str| {
+        let vmi = world.vmis().get(&vm_name(id)).await?;
+        Ok(vmi.metadata.deletion_timestamp.is_some())
+    };
+    world.request_shutdown(&hot).await?;
+    world.until("it is being deleted", async || deleted(&hot).await).await?;
+    let looks = || {
+        let log = world.operator_log()?;
+        anyhow::Ok(log.lines().filter(|line| line.contains(" looked ") && line.contains(&hot)).count())
+    };
+    let (before, began) = (looks()?, Instant::now());
+    let another = async {
+        world.request_shutdown(&other).await?;
+        world.until("another is being deleted too", async || deleted(&other).await).await?;
+        world.running_desktop("1 hour").await?;
+        anyhow::Ok(began.elapsed())
+    };
+    let (changes, served) = tokio::try_join!(flap(world, &hot), another)?;
+    ensure!(served < CHANGES.1, "others took {served:?}, and more than this one's restless time");
+    let seconds = usize::try_from(began.elapsed().as_secs())? + 1;
+    // A few were for its request and its VM, before its VMI was told of as deleted.
+    let (looked, most) = (looks()? - before, BURST + seconds + 10);
+    ensure!(usize::try_from(changes)? > 2 * most, "{changes} changes are not many enough to tell");
+    ensure!(looked > seconds / 2, "{looked} looks: they are not counted");
+    ensure!(looked <= most, "{looked} looks for {changes} changes in {seconds} s");
+    let row = world.until_over(&hot).await?;
+    ensure!(row.reason.as_deref() == Some("requested"), "{row:?}");
+    Ok(())
 }
 
 /// Its address after so many changes.

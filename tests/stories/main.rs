@@ -22,6 +22,7 @@ mod health;
 mod hostile;
 mod in_use;
 mod install;
+mod kopf;
 mod leadership;
 mod lives;
 mod manifests;
@@ -123,6 +124,7 @@ fn stories() -> Vec<Story> {
         ends::stories(),
         templates::stories(),
         install::stories(),
+        kopf::stories(),
         docs::stories(),
         leadership::stories(),
         brake::stories(),

@@ -44,7 +44,7 @@ pub(crate) fn stories() -> Vec<Story> {
 }
 
 /// The operator's database at the end of a wire.
-async fn wired(world: &World) -> Result<(Wire, String)> {
+pub(crate) async fn wired(world: &World) -> Result<(Wire, String)> {
     let url = world.database.url("cyberdesk_daemon");
     let port: u16 =
         url.split_once("127.0.0.1:").and_then(|(_, rest)| rest.split('/').next()?.parse().ok()).context("a port")?;

@@ -84,6 +84,14 @@ async fn live(fixture: &Fixture, random: &mut fastrand::Rng, story: &mut Vec<Str
                 let deleted = app.execute("delete from cyberdesk_instances where id = $1", &[&id]).await? == 1;
                 (model.delete(id).to_string(), deleted.to_string())
             }
+            5 => {
+                let paused = random.bool();
+                story.push(format!("pause_desktop {paused}"));
+                let rows = app.query("select cyberdesk.pause_desktop($1, $2)", &[&id, &paused]).await;
+                // One that it has never heard of is an error, and no answer.
+                let changed = rows.ok().and_then(|rows| rows.first()?.get(0)).unwrap_or(false);
+                (model.pause(id, paused).to_string(), changed.to_string())
+            }
             6 => {
                 story.push("expire".to_owned());
                 let real = fixture.operator.expire(&[id]).await?.remove(0);
@@ -137,13 +145,23 @@ fn entry(report: &Report) -> Entry {
 fn modelled_state(model: &Database, id: Uuid) -> String {
     let row = model.rows.get(&id).map_or("-", |status| status.as_str());
     let Some(desktop) = model.desktops.get(&id) else { return format!("{row} -") };
-    let Desktop { desired, status, reason, message, ended, expires_at, generation, observed_generation, vm_uid } =
-        desktop;
+    let Desktop {
+        desired,
+        status,
+        reason,
+        message,
+        ended,
+        expires_at,
+        generation,
+        observed_generation,
+        vm_uid,
+        paused,
+    } = desktop;
     let desired = if *desired == Desired::Present { "present" } else { "absent" };
     let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let status = status.map_or("-", RowStatus::as_str);
     format!(
-        "{row} {desired} {status} {} {} {ended} {} {generation} {observed_generation} {}",
+        "{row} {desired} {status} {} {} {ended} {} {generation} {observed_generation} {} {paused}",
         text(reason),
         text(message),
         expires_at.as_second(),
@@ -156,7 +174,7 @@ async fn real_state(fixture: &Fixture, id: Uuid) -> Result<String> {
         coalesce((select c.status::text from cyberdesk_instances c where c.id = $1), '-'),
         coalesce((select concat_ws(' ', d.desired, coalesce(d.status::text, '-'), coalesce(d.reason, '-'), coalesce(d.message, '-'),
             case when d.ended_at is null then 'false' else 'true' end, extract(epoch from d.expires_at)::bigint,
-            d.generation, d.observed_generation, coalesce(d.vm_uid, '-'))
+            d.generation, d.observed_generation, coalesce(d.vm_uid, '-'), case when d.paused then 'true' else 'false' end)
           from cyberdesk.desktop d where d.id = $1), '-'))";
     Ok(fixture.app.query_one(state, &[&id]).await?.get(0))
 }
