@@ -1,5 +1,6 @@
 //! The cluster's side: a tamed client, what is watched, and the calls that change something.
 
+mod answers;
 mod cache;
 mod counted;
 mod objects;
@@ -18,12 +19,13 @@ use tokio::time::Instant;
 use tower::layer::layer_fn;
 use tower::util::MapResponseLayer;
 
+pub use answers::{Created, Error, Tried, Written};
 pub use cache::Cache;
 use counted::Counted;
 pub use objects::{CrObject, Observed, VmObject, VmiObject};
 pub(crate) use templates::Keeper;
 pub(crate) use watch::follow;
-pub use write::{Cluster, Created, Error, Tried, Written};
+pub use write::Cluster;
 
 /// Longest time for one call. A write that hangs longer could land after this process was replaced.
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(10);

@@ -25,8 +25,9 @@ use serde_json::json;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
+use super::answers::Tried;
 use super::watch::WATCH_SECONDS;
-use super::write::{Cluster, Tried};
+use super::write::Cluster;
 use super::{CALL_DEADLINE, server_time};
 use crate::config::Config;
 use crate::events::News;
