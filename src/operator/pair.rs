@@ -160,6 +160,9 @@ impl Operator {
         let before = self.pair.send_replace(Pair::Right);
         if before == Pair::Braked {
             info!("the brake is off: database and cluster belong together");
+            // What was looked at meanwhile waits for nothing, and if the database goes before its rows are read, nobody
+            // else wakes it: its CR has a deadline to keep.
+            self.wake_cluster();
         }
         if before != Pair::Right {
             self.resync.notify_one();

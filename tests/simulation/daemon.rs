@@ -198,6 +198,9 @@ impl Daemon {
 
     /// Takes in a verdict on this database. What it holds of rows may be another's.
     pub(crate) fn judged(&mut self, verdict: Verdict, database: &Database, asked: impl Fn(brake::Cause) -> String) {
+        if matches!(self.pair, Pair::Braked(_)) && verdict == Verdict::Bound {
+            self.wake_cluster();
+        }
         self.pair = match verdict {
             Verdict::Braked(cause) => {
                 self.store.reset();
