@@ -21,7 +21,10 @@ impl World {
     /// Whether this may be done, as the world is.
     pub(crate) fn judge(&self, key: &Key, action: &Action) -> Result<(), String> {
         let vm = self.cluster.vms.get(key);
-        let of_another = |database: Option<Uuid>| database.is_some_and(|id| id != self.right().itself.id);
+        // Until a confirmation stands in the Lease, the next leader goes by the database that this names.
+        let named = self.lease.bond.as_ref().map(|(database, _)| database.id);
+        let of_another =
+            |database: Option<Uuid>| database.is_some_and(|id| id != self.right().itself.id && Some(id) != named);
         let stranger = match action {
             Action::DeleteVm { uid, .. } => vm.is_some_and(|vm| vm.uid == *uid && of_another(vm.database)),
             Action::DeleteCr { uid } => {
