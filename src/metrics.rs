@@ -280,7 +280,7 @@ impl Metrics {
 
     /// What waits in a lane of the queue, and how long the first of it has.
     pub(crate) fn queue(&self, lane: Lane, depth: usize, oldest: f64) {
-        let lane = InLane { lane: if lane == Lane::Ends { "ends" } else { "makes" } };
+        let lane = InLane { lane: lane.as_str() };
         self.queue_depth.get_or_create(&lane).set(whole(depth));
         self.queue_oldest.get_or_create(&lane).set(oldest);
     }

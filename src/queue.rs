@@ -1,9 +1,9 @@
 //! The keyed queue: which desktop is looked at next, and when.
 //!
 //! Level-triggered: a key is in it or not, however often it is woken, and is never worked on twice at
-//! once. A key woken while it is being worked on is looked at again. Three FIFO lanes: a burst of new
-//! desktops must not delay a shutdown, nor a burst of shutdowns a deadline. A key that failed waits for its back-off, unless
-//! an end is wanted of it. One that is looked at all the time, as something of it changes all the time, cools down
+//! once. A key woken while it is being worked on is looked at again. Four FIFO lanes: a burst of new
+//! desktops must not delay a shutdown, nor a burst of shutdowns a deadline, nor a look at the whole fleet a new desktop.
+//! A key that failed waits for its back-off, unless an end is wanted of it. One that is looked at all the time, as something of it changes all the time, cools down
 //! between two looks: what a look costs, and writes, is bounded by seconds and not by changes. Its ends are counted by
 //! themselves, so that no end waits for what a desktop was looked at for before. The core is pure, with time as an
 //! argument; [`Queue`] adds the waiting.
@@ -27,6 +27,8 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 /// less often.
 const BURST: u32 = 40;
 const SPACING: Duration = Duration::from_secs(1);
+/// While others are made all the time, every so-manieth place is given to one that is looked at because all are.
+const LOOKS_SHARE: u32 = 8;
 
 /// What a key waits for. The first goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,8 +37,30 @@ pub enum Lane {
     Due,
     /// Something is to end: a deadline, a shutdown, a deletion.
     Ends,
-    /// Anything else.
+    /// Something has changed, or is to be made.
     Makes,
+    /// Nothing is known to have changed: it is looked at because all are, at a start or when all are read anew.
+    Looks,
+}
+
+impl Lane {
+    /// All, the first first.
+    pub const ALL: [Self; 4] = [Self::Due, Self::Ends, Self::Makes, Self::Looks];
+
+    /// The word for it in the figures.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Due => "due",
+            Self::Ends => "ends",
+            Self::Makes => "makes",
+            Self::Looks => "looks",
+        }
+    }
+
+    /// Whether it may come to something being made, for which there must be room.
+    pub fn makes(self) -> bool {
+        matches!(self, Self::Makes | Self::Looks)
+    }
 }
 
 /// How a look at a key went.
@@ -76,6 +100,9 @@ pub struct Core {
     due: VecDeque<Key>,
     ends: VecDeque<Key>,
     makes: VecDeque<Key>,
+    looks: VecDeque<Key>,
+    /// Makes that were taken since the last look.
+    makes_in_a_row: u32,
     timers: BTreeSet<(Instant, Key)>,
     cooling: BTreeSet<(Instant, Key)>,
     heat: Heat,
@@ -104,7 +131,7 @@ impl Core {
             return;
         }
         let waits = entry.cooling.is_some_and(|(_, cooling)| cooling <= lane);
-        if waits || entry.failures > 0 && lane == Lane::Makes {
+        if waits || entry.failures > 0 && lane.makes() {
             return; // its time comes, and looks at all there is to see then
         }
         self.make_ready(key, lane, now);
@@ -122,6 +149,7 @@ impl Core {
                 Lane::Due => self.due.push_back(key.clone()),
                 Lane::Ends => self.ends.push_back(key.clone()),
                 Lane::Makes => self.makes.push_back(key.clone()),
+                Lane::Looks => self.looks.push_back(key.clone()),
             }
         }
     }
@@ -157,12 +185,14 @@ impl Core {
             self.make_ready(&key, lane, at);
         }
         self.heat.sweep(now);
-        for lane in [Lane::Due, Lane::Ends, Lane::Makes] {
+        let makes_first = self.makes_in_a_row < LOOKS_SHARE - 1;
+        let last = if makes_first { [Lane::Makes, Lane::Looks] } else { [Lane::Looks, Lane::Makes] };
+        for lane in [Lane::Due, Lane::Ends].into_iter().chain(last.into_iter().filter(|_| makes)) {
             let queue = match lane {
                 Lane::Due => &mut self.due,
                 Lane::Ends => &mut self.ends,
-                Lane::Makes if makes => &mut self.makes,
-                Lane::Makes => continue,
+                Lane::Makes => &mut self.makes,
+                Lane::Looks => &mut self.looks,
             };
             while let Some(key) = queue.pop_front() {
                 let entry = self.entries.get_mut(&key).filter(|entry| entry.ready == Some(lane));
@@ -180,6 +210,11 @@ impl Core {
                     self.timers.remove(&(at, key.clone()));
                 }
                 self.stop_cooling(&key);
+                match lane {
+                    Lane::Due | Lane::Ends => (),
+                    Lane::Makes => self.makes_in_a_row = self.makes_in_a_row.saturating_add(1),
+                    Lane::Looks => self.makes_in_a_row = 0,
+                }
                 return Some((key, lane));
             }
         }
@@ -232,7 +267,7 @@ impl Core {
                     Some(deadline) => self.set_timer(key, deadline, Lane::Due),
                     None => self.set_timer(key, retry, again.unwrap_or(lane).min(lane).max(Lane::Ends)),
                 }
-                if again == Some(Lane::Ends) && lane == Lane::Makes {
+                if again == Some(Lane::Ends) && lane.makes() {
                     self.make_ready(key, Lane::Ends, now);
                 }
             }

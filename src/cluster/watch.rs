@@ -59,8 +59,10 @@ where
             }
             // What vanished while nobody watched is looked at too.
             Ok(Event::InitDone) => {
+                // Of a first list all is, for nothing is known of what has changed.
+                let lane = if cache.is_complete() { Lane::Makes } else { Lane::Looks };
                 for key in cache.replace(std::mem::take(&mut list)) {
-                    queue.wake(&key, Lane::Makes);
+                    queue.wake(&key, lane);
                 }
                 if trouble || !listed {
                     info!(%kind, "listed");

@@ -65,7 +65,7 @@ impl Store {
                 None => !row.ended,
             };
             if news {
-                queue.wake(&Key::of_row(row.id), lane(&row));
+                queue.wake(&Key::of_row(row.id), lane_of_read(&row));
                 state.rows.insert(row.id, row);
             }
         }
@@ -75,7 +75,7 @@ impl Store {
     pub fn take_in_all(&self, rows: Vec<Row>, queue: &Queue) -> Vec<Uuid> {
         let listed: HashSet<Uuid> = rows.iter().map(|row| row.id).collect();
         // Whatever was missed before: each is looked at.
-        rows.iter().for_each(|row| queue.wake(&Key::of_row(row.id), lane(row)));
+        rows.iter().for_each(|row| queue.wake(&Key::of_row(row.id), lane_of_read(row)));
         self.take_in(rows, queue);
         let mut state = self.state();
         state.complete = true;
@@ -133,9 +133,57 @@ impl Store {
     }
 }
 
+/// Of a row of which something has become known.
 fn lane(row: &Row) -> Lane {
     match row.desired {
         Desired::Absent => Lane::Ends,
         Desired::Present => Lane::Makes,
+    }
+}
+
+/// Of a row that was read. If somebody has acted on what it wants, it is looked at because all are.
+fn lane_of_read(row: &Row) -> Lane {
+    match lane(row) {
+        Lane::Makes if row.observed_generation >= row.generation => Lane::Looks,
+        lane => lane,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn row(id: u128, generation: i64, observed_generation: i64, desired: Desired) -> Row {
+        Row {
+            id: Uuid::from_u128(id),
+            exists: true,
+            user_id: Uuid::nil(),
+            desired,
+            reason: None,
+            message: None,
+            expires_at: Timestamp::MAX,
+            timeout_at: Timestamp::MAX,
+            created_at: Timestamp::UNIX_EPOCH,
+            changed_at: Timestamp::UNIX_EPOCH,
+            generation,
+            observed_generation,
+            params: None,
+            status: RowStatus::Pending,
+            vm_uid: None,
+            ended: false,
+            paused: false,
+        }
+    }
+
+    #[test]
+    fn of_all_rows_those_that_nobody_has_acted_on_go_before_those_that_are_only_read() {
+        let (store, queue) = (Store::default(), Queue::default());
+        queue.open();
+        let all = [(1, 1, 1), (2, 1, 0), (3, 2, 1)].map(|(id, wish, acted)| row(id, wish, acted, Desired::Present));
+        store.take_in_all([all.as_slice(), &[row(4, 2, 2, Desired::Absent)]].concat(), &queue);
+        let depth = |lane| queue.waiting(lane).0;
+        assert_eq!([depth(Lane::Ends), depth(Lane::Makes), depth(Lane::Looks)], [1, 2, 1]);
     }
 }

@@ -149,7 +149,7 @@ impl Operator {
     pub(super) fn wake_cluster(&self) {
         let known = [self.cluster.cr_cache.keys(), self.cluster.vm_cache.keys(), self.cluster.vmi_cache.keys()];
         for key in known.into_iter().flatten() {
-            self.queue.wake(&key, Lane::Makes);
+            self.queue.wake(&key, Lane::Looks);
         }
     }
 

@@ -35,7 +35,7 @@ impl Operator {
     fn vitals(&self) -> Vitals {
         let [database, cluster] = self.clock.ages();
         let (scanning, rows_read) = (self.pulses.scan.age(), self.pulses.rows.age());
-        let queued = [Lane::Due, Lane::Ends, Lane::Makes].map(|lane| age(self.queue.waiting(lane).1));
+        let queued = Lane::ALL.map(|lane| age(self.queue.waiting(lane).1));
         Vitals {
             notified: self.wakeups.alive.load(Ordering::Relaxed),
             rows_read,
@@ -72,7 +72,7 @@ impl Operator {
         metrics.phases(&self.cluster.cr_cache.map(|cr| cr.status.phase));
         let paused = self.cluster.cr_cache.map(|cr| says_paused(&cr.status));
         metrics.desktops_paused.set(whole(paused.into_iter().filter(|paused| *paused).count()));
-        for lane in [Lane::Due, Lane::Ends, Lane::Makes] {
+        for lane in Lane::ALL {
             let (depth, oldest) = self.queue.waiting(lane);
             metrics.queue(lane, depth, age(oldest).as_secs_f64());
         }

@@ -82,7 +82,7 @@ struct Turn {
 
 impl Turn {
     fn begin(operator: Arc<Operator>, key: Key, lane: Lane) -> Self {
-        if lane == Lane::Makes {
+        if lane.makes() {
             operator.makes_in_flight.fetch_add(1, Ordering::Relaxed);
         }
         Self { operator, key, lane, outcome: FAILED }
@@ -91,7 +91,7 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if self.lane == Lane::Makes {
+        if self.lane.makes() {
             self.operator.makes_in_flight.fetch_sub(1, Ordering::Relaxed);
         }
         self.operator.queue.done(&self.key, self.lane, self.outcome);

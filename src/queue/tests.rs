@@ -55,9 +55,39 @@ fn ends_go_before_makes_and_each_lane_is_first_come_first_served() {
 }
 
 #[test]
+fn a_new_desktop_does_not_wait_for_all_that_are_only_looked_at() {
+    let (mut core, now) = (open(), Instant::now());
+    let fleet: Vec<Key> = (0..100).map(|number| key(&format!("old-{number}"))).collect();
+    fleet.iter().for_each(|key| core.wake(key, Lane::Looks, now));
+    core.due_by(&fleet[99], now);
+    core.wake(&key("new"), Lane::Makes, now);
+    core.wake(&fleet[98], Lane::Ends, now);
+    core.wake(&fleet[97], Lane::Makes, now);
+    assert_eq!(taken(&mut core, now)[..5], ["old-99", "old-98", "new", "old-97", "old-0"]);
+}
+
+#[test]
+fn however_many_are_made_those_that_are_only_looked_at_get_their_turn() {
+    let (mut core, now) = (open(), Instant::now());
+    for number in 0..10 {
+        core.wake(&key(&format!("old-{number}")), Lane::Looks, now);
+    }
+    let mut lanes = vec![];
+    for number in 0..10 * LOOKS_SHARE {
+        core.wake(&key(&format!("new-{number}")), Lane::Makes, now);
+        lanes.extend(core.take(now, true).map(|(_, lane)| lane));
+    }
+    assert!(
+        lanes.chunks(LOOKS_SHARE as usize).all(|round| round.iter().filter(|lane| **lane == Lane::Looks).count() == 1)
+    );
+    assert_eq!(core.waiting(Lane::Looks).0, 0);
+}
+
+#[test]
 fn without_room_for_makes_only_ends_are_taken() {
     let (mut core, now) = (open(), Instant::now());
     core.wake(&key("m"), Lane::Makes, now);
+    core.wake(&key("l"), Lane::Looks, now);
     assert_eq!(core.take(now, false), None);
     core.wake(&key("e"), Lane::Ends, now);
     assert_eq!(core.take(now, false), Some((key("e"), Lane::Ends)));
@@ -441,7 +471,7 @@ proptest::proptest! {
     /// looked at within its bound, none for ever waits, and in the end nothing is left.
     #[test]
     fn any_wakes_of_some_keys_keep_no_more_than_those_keys(
-        wakes in proptest::collection::vec((0..5_u8, 0..3_u8, 0..4_u8, 0..300_u64), 1..400),
+        wakes in proptest::collection::vec((0..5_u8, 0..4_u8, 0..4_u8, 0..300_u64), 1..400),
     ) {
         let (mut core, start) = (open(), Instant::now());
         let (mut now, mut in_flight) = (start, vec![]);
@@ -451,7 +481,8 @@ proptest::proptest! {
             match lane {
                 0 => core.due_by(&woken, now + SECOND),
                 1 => core.wake(&woken, Lane::Ends, now),
-                _ => core.wake(&woken, Lane::Makes, now),
+                2 => core.wake(&woken, Lane::Makes, now),
+                _ => core.wake(&woken, Lane::Looks, now),
             }
             if let Some((taken, lane)) = core.take(now, true) {
                 assert!(!in_flight.iter().any(|(other, _)| *other == taken), "never twice at once");
@@ -466,7 +497,7 @@ proptest::proptest! {
                 };
                 core.done(&done, lane, outcome, now, 0.5);
             }
-            assert!(core.entries.len() <= 5 && core.heat.cool_at.len() <= 10);
+            assert!(core.entries.len() <= 5 && core.heat.cool_at.len() <= 15);
             assert!(core.timers.len() <= 5 && core.cooling.len() <= 5);
             now += Duration::from_millis(pause);
         }
