@@ -10,7 +10,7 @@ mod work;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ pub struct Operator {
     /// An administrator wants new desktops to wait.
     paused: AtomicBool,
     pool: Pool,
-    makes_in_flight: AtomicUsize,
+    in_flight: work::InFlight,
 }
 
 /// What moves, for `/livez` and `/readyz`.
@@ -147,7 +147,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         orphan_grace: config.orphan_grace,
         paused: AtomicBool::default(),
         pool,
-        makes_in_flight: AtomicUsize::new(0),
+        in_flight: work::InFlight::default(),
     });
     info!(namespace = config.namespace, vm_namespace = config.vm_namespace, address, "started");
 

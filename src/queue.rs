@@ -172,8 +172,8 @@ impl Core {
         self.timers.insert((at, key.clone()));
     }
 
-    /// Takes the next key to work on, if one is due. Without `makes`, only from the ends.
-    pub fn take(&mut self, now: Instant, makes: bool) -> Option<(Key, Lane)> {
+    /// Takes the next key to work on, if one is due: from no lane after `last`.
+    pub fn take(&mut self, now: Instant, last: Lane) -> Option<(Key, Lane)> {
         while let Some((at, key)) = self.timers.first().cloned().filter(|(at, _)| *at <= now) {
             let due = self.entries.get_mut(&key).and_then(|entry| entry.due.take());
             let lane = due.map_or(Lane::Makes, |(_, lane)| lane);
@@ -186,8 +186,8 @@ impl Core {
         }
         self.heat.sweep(now);
         let makes_first = self.makes_in_a_row < LOOKS_SHARE - 1;
-        let last = if makes_first { [Lane::Makes, Lane::Looks] } else { [Lane::Looks, Lane::Makes] };
-        for lane in [Lane::Due, Lane::Ends].into_iter().chain(last.into_iter().filter(|_| makes)) {
+        let (third, fourth) = if makes_first { (Lane::Makes, Lane::Looks) } else { (Lane::Looks, Lane::Makes) };
+        for lane in [Lane::Due, Lane::Ends, third, fourth].into_iter().filter(|lane| *lane <= last) {
             let queue = match lane {
                 Lane::Due => &mut self.due,
                 Lane::Ends => &mut self.ends,
@@ -367,12 +367,12 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Waits for the next key. Where `makes` says that there is no room for one, only for one of the ends.
-    pub async fn next(&self, makes: impl Fn() -> bool) -> (Key, Lane) {
+    /// Waits for the next key, of no lane after the last that there is `room` for.
+    pub async fn next(&self, room: impl Fn() -> Lane) -> (Key, Lane) {
         loop {
             let timer = {
                 let mut core = self.core();
-                if let Some(taken) = core.take(Instant::now(), makes()) {
+                if let Some(taken) = core.take(Instant::now(), room()) {
                     return taken;
                 }
                 core.next_timer()

@@ -1,7 +1,7 @@
 //! The workers: each looks at one desktop at a time, plans and acts until nothing is left to do.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -23,8 +23,10 @@ use crate::telemetry::chain;
 /// Most rounds of look, plan and act before a desktop waits for its turn again. A life takes one to
 /// three at a time; one that needs more is going in circles.
 const ROUNDS: usize = 8;
-/// Part of the concurrency that only ends may use, so that a burst of new desktops delays no shutdown.
-const KEPT_FOR_ENDS: usize = 4;
+/// Part of the concurrency that only ends and deadlines may use, so that a burst of new desktops delays no shutdown.
+const KEPT_FOR_ENDS: usize = 6;
+/// Part of that which only deadlines may use: an end takes as long as the API server does, and they wait for none.
+const KEPT_FOR_DEADLINES: usize = 2;
 /// Longest wait for a deadline; one that is further away is looked at again then.
 const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
 
@@ -48,11 +50,10 @@ pub(super) async fn work(operator: &Arc<Operator>, concurrency: usize, stopping:
     }
     operator.pulses.turn.beat();
     let slots = Arc::new(Semaphore::new(concurrency));
-    let most_makes = concurrency - KEPT_FOR_ENDS.min(concurrency - 1);
     let mut steps = JoinSet::new();
     loop {
         let slot = slots.clone().acquire_owned().await.expect("the slots are never closed");
-        let room = || operator.makes_in_flight.load(Ordering::Relaxed) < most_makes;
+        let room = || operator.in_flight.room(concurrency);
         let Some((key, lane)) = stopping.run_until_cancelled(operator.queue.next(room)).await else {
             break;
         };
@@ -72,6 +73,36 @@ pub(super) async fn work(operator: &Arc<Operator>, concurrency: usize, stopping:
     operator.write_back.drained().await;
 }
 
+/// How many desktops are being worked on. Those that are due are not counted: they take a moment.
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    ends: AtomicUsize,
+    makes: AtomicUsize,
+}
+
+impl InFlight {
+    fn of(&self, lane: Lane) -> Option<&AtomicUsize> {
+        match lane {
+            Lane::Due => None,
+            Lane::Ends => Some(&self.ends),
+            Lane::Makes | Lane::Looks => Some(&self.makes),
+        }
+    }
+
+    /// The last lane that there is room for.
+    fn room(&self, concurrency: usize) -> Lane {
+        let (ends, makes) = (self.ends.load(Ordering::Relaxed), self.makes.load(Ordering::Relaxed));
+        let most = |kept: usize| concurrency - kept.min(concurrency - 1);
+        if ends + makes >= most(KEPT_FOR_DEADLINES) {
+            Lane::Due
+        } else if makes >= most(KEPT_FOR_ENDS) {
+            Lane::Ends
+        } else {
+            Lane::Looks
+        }
+    }
+}
+
 /// One key's turn. However it ends, the queue hears of it: a key that is never done is never looked at again.
 struct Turn {
     operator: Arc<Operator>,
@@ -82,8 +113,8 @@ struct Turn {
 
 impl Turn {
     fn begin(operator: Arc<Operator>, key: Key, lane: Lane) -> Self {
-        if lane.makes() {
-            operator.makes_in_flight.fetch_add(1, Ordering::Relaxed);
+        if let Some(count) = operator.in_flight.of(lane) {
+            count.fetch_add(1, Ordering::Relaxed);
         }
         Self { operator, key, lane, outcome: FAILED }
     }
@@ -91,8 +122,8 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if self.lane.makes() {
-            self.operator.makes_in_flight.fetch_sub(1, Ordering::Relaxed);
+        if let Some(count) = self.operator.in_flight.of(self.lane) {
+            count.fetch_sub(1, Ordering::Relaxed);
         }
         self.operator.queue.done(&self.key, self.lane, self.outcome);
     }
@@ -217,5 +248,28 @@ impl Operator {
                 self.store.found(id, row)
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_many_are_made_and_ended_there_is_room_for_those_that_are_due() {
+        for (concurrency, ends, makes, last) in [
+            (64, 0, 57, Lane::Looks),
+            (64, 0, 58, Lane::Ends),
+            (64, 3, 58, Lane::Ends),
+            (64, 4, 58, Lane::Due),
+            (64, 62, 0, Lane::Due),
+            (64, 61, 0, Lane::Looks),
+            (4, 0, 0, Lane::Looks),
+            (4, 0, 1, Lane::Ends),
+            (4, 1, 1, Lane::Due),
+        ] {
+            let in_flight = InFlight { ends: ends.into(), makes: makes.into() };
+            assert_eq!(in_flight.room(concurrency), last, "{ends} ends and {makes} makes of {concurrency}");
+        }
     }
 }

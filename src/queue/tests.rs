@@ -19,7 +19,7 @@ fn depth(core: &Core) -> usize {
 }
 
 fn taken(core: &mut Core, now: Instant) -> Vec<String> {
-    std::iter::from_fn(|| core.take(now, true)).map(|(key, _)| key.to_string()).collect()
+    std::iter::from_fn(|| core.take(now, Lane::Looks)).map(|(key, _)| key.to_string()).collect()
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn a_key_woken_in_flight_is_looked_at_again_and_never_twice_at_once() {
     core.wake(&key("a"), Lane::Ends, now);
     assert_eq!(taken(&mut core, now), [""; 0], "it is being worked on");
     core.done(&key("a"), Lane::Makes, Outcome::Settled(None), now, 0.0);
-    assert_eq!(core.take(now, false), Some((key("a"), Lane::Ends)));
+    assert_eq!(core.take(now, Lane::Ends), Some((key("a"), Lane::Ends)));
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn however_many_are_made_those_that_are_only_looked_at_get_their_turn() {
     let mut lanes = vec![];
     for number in 0..10 * LOOKS_SHARE {
         core.wake(&key(&format!("new-{number}")), Lane::Makes, now);
-        lanes.extend(core.take(now, true).map(|(_, lane)| lane));
+        lanes.extend(core.take(now, Lane::Looks).map(|(_, lane)| lane));
     }
     assert!(
         lanes.chunks(LOOKS_SHARE as usize).all(|round| round.iter().filter(|lane| **lane == Lane::Looks).count() == 1)
@@ -88,10 +88,10 @@ fn without_room_for_makes_only_ends_are_taken() {
     let (mut core, now) = (open(), Instant::now());
     core.wake(&key("m"), Lane::Makes, now);
     core.wake(&key("l"), Lane::Looks, now);
-    assert_eq!(core.take(now, false), None);
+    assert_eq!(core.take(now, Lane::Ends), None);
     core.wake(&key("e"), Lane::Ends, now);
-    assert_eq!(core.take(now, false), Some((key("e"), Lane::Ends)));
-    assert_eq!(core.take(now, true), Some((key("m"), Lane::Makes)));
+    assert_eq!(core.take(now, Lane::Ends), Some((key("e"), Lane::Ends)));
+    assert_eq!(core.take(now, Lane::Looks), Some((key("m"), Lane::Makes)));
 }
 
 #[test]
@@ -102,8 +102,8 @@ fn a_settled_key_comes_back_at_its_deadline_as_an_end() {
     taken(&mut core, now);
     core.done(&key("a"), Lane::Makes, Outcome::Settled(Some(deadline)), now, 0.0);
     assert_eq!(core.next_timer(), Some(deadline));
-    assert_eq!(core.take(deadline - Duration::from_millis(1), true), None);
-    assert_eq!(core.take(deadline, false), Some((key("a"), Lane::Due)));
+    assert_eq!(core.take(deadline - Duration::from_millis(1), Lane::Looks), None);
+    assert_eq!(core.take(deadline, Lane::Ends), Some((key("a"), Lane::Due)));
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn a_failed_key_backs_off_longer_each_time_but_an_end_does_not_wait() {
 
     let early = now - Duration::from_secs(1);
     core.wake(&key("a"), Lane::Ends, now);
-    assert_eq!(core.take(early, false), Some((key("a"), Lane::Ends)));
+    assert_eq!(core.take(early, Lane::Ends), Some((key("a"), Lane::Ends)));
     core.done(&key("a"), Lane::Ends, Outcome::Settled(None), early, 0.0);
     assert_eq!(core.next_timer(), None, "nothing is left of a key that settled");
 }
@@ -151,11 +151,11 @@ fn a_key_that_is_due_leaves_the_line_it_stands_in() {
     core.wake(&key("b"), Lane::Ends, now);
     core.due_by(&key("c"), now + SECOND);
     core.due_by(&key("c"), now + 2 * SECOND);
-    assert_eq!(core.take(now + SECOND, true), Some((key("c"), Lane::Due)));
-    assert_eq!(core.take(now + SECOND, true), Some((key("b"), Lane::Ends)));
-    assert_eq!(core.take(now + SECOND, true), Some((key("a"), Lane::Makes)));
+    assert_eq!(core.take(now + SECOND, Lane::Looks), Some((key("c"), Lane::Due)));
+    assert_eq!(core.take(now + SECOND, Lane::Looks), Some((key("b"), Lane::Ends)));
+    assert_eq!(core.take(now + SECOND, Lane::Looks), Some((key("a"), Lane::Makes)));
     core.done(&key("c"), Lane::Due, Outcome::Settled(None), now, 0.0);
-    assert_eq!(core.take(now + 9 * SECOND, true), None, "and is taken once");
+    assert_eq!(core.take(now + 9 * SECOND, Lane::Looks), None, "and is taken once");
 }
 
 #[test]
@@ -164,11 +164,11 @@ fn a_key_in_flight_hears_of_its_deadline_from_whoever_works_on_it() {
     let now = Instant::now();
     core.wake(&key("a"), Lane::Makes, now);
     core.due_by(&key("a"), now + SECOND);
-    assert_eq!(core.take(now, true), Some((key("a"), Lane::Makes)));
+    assert_eq!(core.take(now, Lane::Looks), Some((key("a"), Lane::Makes)));
     core.due_by(&key("a"), now + SECOND);
-    assert_eq!(core.take(now + 2 * SECOND, true), None, "never twice at once");
+    assert_eq!(core.take(now + 2 * SECOND, Lane::Looks), None, "never twice at once");
     core.done(&key("a"), Lane::Makes, Outcome::Settled(None), now, 0.0);
-    assert_eq!(core.take(now + 2 * SECOND, true), None);
+    assert_eq!(core.take(now + 2 * SECOND, Lane::Looks), None);
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn desktops_that_fail_together_come_back_apart() {
     let before = Instant::now();
     for key in &keys {
         queue.wake(key, Lane::Makes);
-        assert_eq!(queue.core().take(before, true), Some((key.clone(), Lane::Makes)));
+        assert_eq!(queue.core().take(before, Lane::Looks), Some((key.clone(), Lane::Makes)));
         queue.done(key, Lane::Makes, failed);
     }
     let due: Vec<Instant> = queue.core().timers.iter().map(|(at, _)| *at).collect();
@@ -224,7 +224,7 @@ fn a_deadline_does_not_wait_for_the_back_off() {
     let deadline = now + Duration::from_secs(3);
     core.wake(&key("a"), Lane::Makes, now);
     for _ in 0..20 {
-        let Some((taken, lane)) = core.take(now, true) else { break };
+        let Some((taken, lane)) = core.take(now, Lane::Looks) else { break };
         if now >= deadline {
             assert_eq!((now, lane), (deadline, Lane::Due));
             return;
@@ -241,11 +241,11 @@ fn an_end_wanted_during_an_end_that_fails_is_tried_again_soon() {
     let failed = Outcome::Failed { at_least: Duration::ZERO, deadline: None };
     core.wake(&key("a"), Lane::Ends, now);
     for _ in 0..6 {
-        let (taken, lane) = core.take(now, true).expect("it is due");
+        let (taken, lane) = core.take(now, Lane::Looks).expect("it is due");
         core.done(&taken, lane, failed, now, 1.0);
         now = core.next_timer().expect("it comes back");
     }
-    let (taken, lane) = core.take(now, true).expect("it is due");
+    let (taken, lane) = core.take(now, Lane::Looks).expect("it is due");
     core.wake(&key("a"), Lane::Ends, now);
     core.done(&taken, lane, failed, now, 1.0);
     assert_eq!(core.next_timer(), Some(now + FIRST_BACKOFF));
@@ -259,7 +259,7 @@ fn a_hot_key_does_not_starve_others() {
     }
     let mut served = vec![];
     for _ in 0..3 {
-        let (taken, lane) = core.take(now, true).expect("there is work");
+        let (taken, lane) = core.take(now, Lane::Looks).expect("there is work");
         core.wake(&key("hot"), Lane::Makes, now);
         core.done(&taken, lane, Outcome::Settled(None), now, 0.0);
         served.push(taken.to_string());
@@ -273,7 +273,7 @@ async fn a_waiter_gets_a_key_when_it_is_woken_or_due() {
     queue.open();
     let waiter = tokio::spawn({
         let queue = queue.clone();
-        async move { queue.next(|| true).await }
+        async move { queue.next(|| Lane::Looks).await }
     });
     tokio::task::yield_now().await;
     queue.wake(&key("a"), Lane::Makes);
@@ -282,7 +282,7 @@ async fn a_waiter_gets_a_key_when_it_is_woken_or_due() {
 
     let before = Instant::now();
     queue.done(&taken, lane, Outcome::Settled(Some(before + Duration::from_secs(5))));
-    assert_eq!(queue.next(|| false).await, (key("a"), Lane::Due));
+    assert_eq!(queue.next(|| Lane::Ends).await, (key("a"), Lane::Due));
     assert_eq!(before.elapsed(), Duration::from_secs(5));
 }
 
@@ -292,9 +292,9 @@ fn a_closed_queue_keeps_no_keys_and_what_was_in_flight_ends_without_a_trace() {
     for name in ["a", "b", "c"] {
         core.wake(&key(name), Lane::Makes, now);
     }
-    assert_eq!(core.take(now, true), Some((key("a"), Lane::Makes)));
+    assert_eq!(core.take(now, Lane::Looks), Some((key("a"), Lane::Makes)));
     core.done(&key("a"), Lane::Makes, Outcome::Settled(Some(now)), now, 0.0);
-    assert_eq!(core.take(now, true), Some((key("a"), Lane::Due)), "its timer");
+    assert_eq!(core.take(now, Lane::Looks), Some((key("a"), Lane::Due)), "its timer");
     core.close();
     core.wake(&key("d"), Lane::Ends, now);
     core.done(&key("a"), Lane::Ends, Outcome::Settled(Some(now)), now, 0.0);
@@ -326,7 +326,7 @@ fn looks(core: &mut Core, (name, lane): (&str, Lane), start: Instant, ticks: u32
     for number in 0..ticks {
         let now = start + tick * number;
         core.wake(&key(name), lane, now);
-        while let Some((taken, lane)) = core.take(now, true) {
+        while let Some((taken, lane)) = core.take(now, Lane::Looks) {
             looks.push(now);
             core.done(&taken, lane, Outcome::Settled(None), now, 0.0);
         }
@@ -356,12 +356,12 @@ fn a_key_that_is_woken_all_the_time_for_its_end_delays_no_other_s() {
     for lane in [Lane::Ends, Lane::Makes] {
         core.wake(&key("hot"), lane, now);
         core.wake(&key("other"), lane, now);
-        assert_eq!(core.take(now, true), Some((key("other"), lane)));
+        assert_eq!(core.take(now, Lane::Looks), Some((key("other"), lane)));
         core.done(&key("other"), lane, Outcome::Settled(None), now, 0.0);
-        assert_eq!(core.take(now, true), None, "it cools down, whatever it is woken for");
+        assert_eq!(core.take(now, Lane::Looks), None, "it cools down, whatever it is woken for");
     }
     core.due_by(&key("hot"), now);
-    assert_eq!(core.take(now, false), Some((key("hot"), Lane::Due)), "but for its deadline");
+    assert_eq!(core.take(now, Lane::Ends), Some((key("hot"), Lane::Due)), "but for its deadline");
 }
 
 #[test]
@@ -373,7 +373,7 @@ fn a_day_of_failures_costs_each_key_a_try_or_two_a_minute() {
         core.wake(key, *lane, now);
     }
     while now < start + day {
-        while let Some((taken, lane)) = core.take(now, true) {
+        while let Some((taken, lane)) = core.take(now, Lane::Looks) {
             tries += 1;
             core.done(&taken, lane, Outcome::Failed { at_least: Duration::ZERO, deadline: None }, now, 0.5);
         }
@@ -392,7 +392,7 @@ fn an_end_that_fails_is_not_tried_again_at_each_change() {
     for tick in 0..50 * 600 {
         let now = start + SECOND / 50 * tick;
         core.wake(&key("stuck"), Lane::Ends, now);
-        while let Some((taken, lane)) = core.take(now, true) {
+        while let Some((taken, lane)) = core.take(now, Lane::Looks) {
             tries += 1;
             core.done(&taken, lane, Outcome::Failed { at_least: Duration::ZERO, deadline: None }, now, 0.0);
         }
@@ -408,7 +408,7 @@ fn what_changed_last_while_a_key_cools_down_is_looked_at() {
     core.wake(&key("hot"), Lane::Makes, now + 2 * SECOND);
     let next = core.next_timer().expect("its time comes");
     assert!(next > last && next <= last + SPACING);
-    assert_eq!(core.take(next, true), Some((key("hot"), Lane::Makes)));
+    assert_eq!(core.take(next, Lane::Looks), Some((key("hot"), Lane::Makes)));
     core.done(&key("hot"), Lane::Makes, Outcome::Settled(None), next, 0.0);
     assert_eq!((core.next_timer(), core.entries.len()), (None, 0), "and nothing is left of it in the queue");
 }
@@ -420,13 +420,13 @@ fn ends_and_deadlines_of_a_key_that_cools_down_do_not_wait() {
         looks(&mut core, ("hot", Lane::Makes), now, 100, SECOND / 50);
         let now = now + SECOND / 50 * 99;
         core.wake(&key("hot"), Lane::Makes, now);
-        assert_eq!(core.take(now, true), None, "it cools down");
+        assert_eq!(core.take(now, Lane::Looks), None, "it cools down");
         match lane {
             Lane::Due => core.due_by(&key("hot"), now),
             _ => core.wake(&key("hot"), lane, now),
         }
-        assert_eq!(core.take(now, false), Some((key("hot"), lane)), "{name}");
-        assert_eq!(core.take(now + 2 * SECOND, true), None, "never twice at once");
+        assert_eq!(core.take(now, Lane::Ends), Some((key("hot"), lane)), "{name}");
+        assert_eq!(core.take(now + 2 * SECOND, Lane::Looks), None, "never twice at once");
     }
 }
 
@@ -434,12 +434,12 @@ fn ends_and_deadlines_of_a_key_that_cools_down_do_not_wait() {
 fn looks_of_one_turn_count_as_those_of_many_do() {
     let (mut core, now) = (open(), Instant::now());
     core.wake(&key("hot"), Lane::Makes, now);
-    let (taken, lane) = core.take(now, true).expect("it was woken");
+    let (taken, lane) = core.take(now, Lane::Looks).expect("it was woken");
     let more = (0..1000).take_while(|_| core.another_look(&taken, lane, now)).count();
     assert_eq!(more + 1, usize::try_from(BURST).expect("it is small"));
     core.done(&taken, lane, Outcome::Settled(Some(now + SECOND / 2)), now, 0.0);
-    assert_eq!(core.take(now, true), None, "it cools down");
-    assert_eq!(core.take(now + SECOND / 2, true), Some((key("hot"), Lane::Due)), "and its deadline holds");
+    assert_eq!(core.take(now, Lane::Looks), None, "it cools down");
+    assert_eq!(core.take(now + SECOND / 2, Lane::Looks), Some((key("hot"), Lane::Due)), "and its deadline holds");
     let ends = (0..1000).take_while(|_| core.another_look(&taken, Lane::Ends, now)).count();
     assert_eq!(ends, usize::try_from(BURST).expect("it is small"), "those of its end are counted by themselves");
 }
@@ -452,7 +452,7 @@ fn a_deadline_holds_while_its_key_cools_down() {
     for number in 0..500 {
         let now = now + SECOND / 50 * number;
         core.wake(&key("hot"), Lane::Makes, now);
-        while let Some((taken, lane)) = core.take(now, true) {
+        while let Some((taken, lane)) = core.take(now, Lane::Looks) {
             core.wake(&key("hot"), Lane::Makes, now);
             if lane == Lane::Due {
                 lateness.get_or_insert(now - deadline);
@@ -484,7 +484,7 @@ proptest::proptest! {
                 2 => core.wake(&woken, Lane::Makes, now),
                 _ => core.wake(&woken, Lane::Looks, now),
             }
-            if let Some((taken, lane)) = core.take(now, true) {
+            if let Some((taken, lane)) = core.take(now, Lane::Looks) {
                 assert!(!in_flight.iter().any(|(other, _)| *other == taken), "never twice at once");
                 *looks.entry((taken.clone(), lane)).or_default() += u32::from(lane != Lane::Due);
                 in_flight.push((taken, lane));
@@ -504,18 +504,18 @@ proptest::proptest! {
         let seconds = u32::try_from((now - start).as_secs()).expect("it is small");
         looks.values().for_each(|looks| assert!(*looks <= BURST + seconds + 1, "{looks} looks in {seconds} s"));
         in_flight.into_iter().for_each(|(key, lane)| core.done(&key, lane, Outcome::Settled(None), now, 0.5));
-        while let Some((key, lane)) = core.take(now, true) {
+        while let Some((key, lane)) = core.take(now, Lane::Looks) {
             core.done(&key, lane, Outcome::Settled(None), now, 0.5);
             now = core.next_timer().unwrap_or(now).max(now);
         }
         for _ in 0..10 {
             now = core.next_timer().unwrap_or(now).max(now);
-            while let Some((key, lane)) = core.take(now, true) {
+            while let Some((key, lane)) = core.take(now, Lane::Looks) {
                 core.done(&key, lane, Outcome::Settled(None), now, 0.5);
             }
         }
         assert!(core.entries.is_empty() && core.next_timer().is_none(), "each had its turn: {core:?}");
-        core.take(now + 2 * BURST * SPACING, true);
+        core.take(now + 2 * BURST * SPACING, Lane::Looks);
         assert!(core.heat.cool_at.is_empty(), "and all are cool");
     }
 }

@@ -260,7 +260,7 @@ impl Daemon {
         if !self.leads() || !self.ready() {
             return None;
         }
-        let (key, lane) = self.queue.next(|| true).now_or_never()?;
+        let (key, lane) = self.queue.next(|| Lane::Looks).now_or_never()?;
         let turn = Turn {
             key: key.clone(),
             lane,
