@@ -359,8 +359,9 @@ impl<'a> Desktop<'a> {
                 actions.extend(self.status(view, Course::Lives(start), now));
             }
             (Some(vm), _) => {
-                actions.extend(self.status(view, Course::Lives(start), now));
+                // The row first: whoever waits for it need not wait for the API server.
                 actions.extend(self.row.and_then(|row| news(row, Some(vm), start)));
+                actions.extend(self.status(view, Course::Lives(start), now));
                 let may_be_over =
                     view.vmi == Seen::Absent && vm.run_strategy == RunStrategy::RerunOnFailure && self.has_run();
                 if may_be_over && !view.live && !vm.restart_pending {

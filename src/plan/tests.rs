@@ -276,7 +276,7 @@ fn each_situation_of_a_row_has_its_next_steps() {
         // It comes to be.
         ("a new row", row_(row(), Absent, Absent, Absent), "create CR, create VM"),
         ("a crash after the CR", row_(row(), Present(row_cr()), Absent, Absent), "create VM"),
-        ("a crash after the VM", row_(row(), Present(row_cr()), Present(vm()), Absent), "say Starting, report seen"),
+        ("a crash after the VM", row_(row(), Present(row_cr()), Present(vm()), Absent), "report seen, say Starting"),
         (
             "a guest that boots",
             row_(served_row(), Present(row_cr()), Present(vm()), Present(vmi(VmiPhase::Running, false))),
@@ -285,7 +285,7 @@ fn each_situation_of_a_row_has_its_next_steps() {
         (
             "a guest that is ready",
             row_(served_row(), Present(row_cr()), Present(vm()), Present(up())),
-            "say Running, report running",
+            "report running, say Running",
         ),
         (
             "a gateway was first to say so",
@@ -296,12 +296,12 @@ fn each_situation_of_a_row_has_its_next_steps() {
         (
             "and its CR has it",
             row_(extended(), Present(Cr { spec: extended_spec(), ..row_cr() }), Present(vm()), Present(up())),
-            "say Running, report seen",
+            "report seen, say Running",
         ),
         (
             "a touch moves the idle deadline, and nothing that people see",
             row_(touched(), Present(row_cr()), Present(vm()), Present(up())),
-            "say Running, report seen",
+            "report seen, say Running",
         ),
         ("its idle deadline came", row_(idle_for_long(), Present(row_cr()), Present(vm()), Present(up())), "expire"),
         (
@@ -312,7 +312,7 @@ fn each_situation_of_a_row_has_its_next_steps() {
         (
             "those that are there do not",
             Situation { paused: true, ..row_(served_row(), Present(row_cr()), Present(vm()), Present(up())) },
-            "say Running, report running",
+            "report running, say Running",
         ),
         ("somebody deleted the CR", row_(running(), Absent, Present(vm()), Present(up())), "create CR"),
         ("a CR of the old gateway", row_(running(), Present(hand_cr()), Present(vm()), Present(up())), "apply CR"),
@@ -417,7 +417,7 @@ fn each_situation_of_a_row_has_its_next_steps() {
         (
             "somebody's finalizer holds the CR of a live row",
             row_(extended(), Present(Cr { deleting: true, ..row_cr() }), Present(vm()), Present(up())),
-            "say Running, report seen",
+            "report seen, say Running",
         ),
         (
             "somebody's finalizer holds the CR of an ended row",

@@ -51,7 +51,7 @@ fn the_status_names_the_vm_as_it_is_called_and_where_the_old_gateway_looks() {
     {
         let vm = Vm { adopted_name, ..vm() };
         let plan = Situation::of_row(served_row(), Present(row_cr()), Present(vm), Present(up())).plan();
-        let Some(Action::WriteCrStatus { status, .. }) = plan.actions.first() else { panic!("{:?}", plan.actions) };
+        let Some(Action::WriteCrStatus { status, .. }) = plan.actions.last() else { panic!("{:?}", plan.actions) };
         let told = status.virtual_machine_ref.as_ref().map(|vm| vm.name.clone());
         assert_eq!(told.as_ref(), Some(&name));
         assert_eq!(status.cyberdesk_create, Some(KopfStatus::of(&name, row().timeout_at)));
