@@ -19,13 +19,14 @@ use deadpool_postgres::Pool;
 use kube::{Api, Client};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::cluster::{self, Cluster, Keeper, follow};
+use crate::cluster::{self, Cluster, Keeper};
 use crate::config::Config;
 use crate::database::bond::Expected;
 use crate::database::contact::Contact;
@@ -152,6 +153,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     info!(namespace = config.namespace, vm_namespace = config.vm_namespace, address, "started");
 
     let (crs, vms, vmis) = operator.cluster.apis();
+    // They end with this function.
+    let mut watches = JoinSet::new();
+    watches.spawn(sources::watch(operator.clone(), "crs", crs, |cluster| &cluster.cr_cache, config.resync_interval));
+    watches.spawn(sources::watch(operator.clone(), "vms", vms, |cluster| &cluster.vm_cache, config.resync_interval));
+    watches.spawn(sources::watch(operator.clone(), "vmis", vmis, |cluster| &cluster.vmi_cache, config.resync_interval));
     let stopping = CancellationToken::new();
     let told_to_stop = async {
         shutdown.await;
@@ -167,9 +173,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         () = listen::run(&config.database, &operator.pool, &operator.wakeups, &operator.metrics.heartbeat) => unreachable!("the listener goes on for ever"),
         () = operator.read_the_databases_clock() => unreachable!("the clocks are read for ever"),
         () = operator.read_the_api_servers_clock(&client) => unreachable!("the clocks are read for ever"),
-        () = follow(crs, &operator.cluster.cr_cache, &operator.queue, config.resync_interval, |well| operator.watched("crs", well)) => unreachable!("a watch goes on for ever"),
-        () = follow(vms, &operator.cluster.vm_cache, &operator.queue, config.resync_interval, |well| operator.watched("vms", well)) => unreachable!("a watch goes on for ever"),
-        () = follow(vmis, &operator.cluster.vmi_cache, &operator.queue, config.resync_interval, |well| operator.watched("vmis", well)) => unreachable!("a watch goes on for ever"),
+        ended = watches.join_next() => unreachable!("a watch goes on for ever: {ended:?}"),
         served = http::serve(listener, operator.clone()) => served?,
     }
     if tokio::time::timeout(RELEASE, operator.leadership.release()).await.is_err() {

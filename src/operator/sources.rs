@@ -1,17 +1,19 @@
 //! What wakes desktops: changed rows, cut watches, the clocks and the pause.
 
 use std::convert::Infallible;
-use std::sync::PoisonError;
+use std::fmt::Debug;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use kube::Client;
+use kube::{Api, Client};
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::Operator;
 use crate::clock::Reading;
-use crate::cluster;
+use crate::cluster::{self, Cache, Cluster, Observed, follow};
 use crate::config::Config;
 use crate::database::rows;
 use crate::model::{Desired, Row};
@@ -35,6 +37,20 @@ const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 const DOUBT_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the API server's is read in quick succession at first.
 const SETTLING_READINGS: u32 = 11;
+
+/// Watches one kind of object, in a task of its own: while it reads a list of all there are, the others go on.
+pub(super) async fn watch<K>(
+    operator: Arc<Operator>,
+    kind: &'static str,
+    api: Api<K>,
+    cache: fn(&Cluster) -> &Cache<K::Seen>,
+    relist: Duration,
+) where
+    K: Observed + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let tell = |well| operator.watched(kind, well);
+    follow(api, cache(&operator.cluster), &operator.queue, relist, tell).await;
+}
 
 impl Operator {
     /// Looks for changed rows: at once when notified, and every so often in any case.
@@ -189,7 +205,7 @@ impl Operator {
     }
 
     /// A watch is cut, or goes on.
-    pub(super) fn watched(&self, kind: &'static str, well: bool) {
+    fn watched(&self, kind: &'static str, well: bool) {
         let mut cuts = self.cuts.lock().unwrap_or_else(PoisonError::into_inner);
         match well {
             true => drop(cuts.remove(kind)),
