@@ -3,11 +3,13 @@
 //! and VMI only fields are read whose type KubeVirt's CRDs enforce.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 use kube::api::ObjectMeta;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::crd::{CyberdeskSpec, CyberdeskStatus, KopfStatus};
@@ -59,9 +61,42 @@ macro_rules! resource {
     };
 }
 
+/// What is read of an object's metadata. The rest is passed over as it comes: its managed fields alone would be most of
+/// what a list takes in memory.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    name: Option<String>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+    generation: Option<i64>,
+    creation_timestamp: Option<Time>,
+    deletion_timestamp: Option<Time>,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
+    finalizers: Option<Vec<String>>,
+}
+
+fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    let read = Metadata::deserialize(deserializer)?;
+    Ok(ObjectMeta {
+        name: read.name,
+        uid: read.uid,
+        resource_version: read.resource_version,
+        generation: read.generation,
+        creation_timestamp: read.creation_timestamp,
+        deletion_timestamp: read.deletion_timestamp,
+        labels: read.labels,
+        annotations: read.annotations,
+        finalizers: read.finalizers,
+        ..ObjectMeta::default()
+    })
+}
+
 /// A `Cyberdesk`. Spec and status are decoded apart: one that does not decode says so on itself.
 #[derive(Clone, Debug, Deserialize)]
 pub struct CrObject {
+    #[serde(deserialize_with = "metadata")]
     metadata: ObjectMeta,
     #[serde(default)]
     spec: Value,
@@ -126,6 +161,7 @@ fn created(meta: &ObjectMeta) -> Timestamp {
 /// A KubeVirt `VirtualMachine`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct VmObject {
+    #[serde(deserialize_with = "metadata")]
     metadata: ObjectMeta,
     #[serde(default)]
     spec: VmSpec,
@@ -214,6 +250,7 @@ impl Observed for VmObject {
 /// A KubeVirt `VirtualMachineInstance`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct VmiObject {
+    #[serde(deserialize_with = "metadata")]
     metadata: ObjectMeta,
     #[serde(default)]
     spec: VmiSpec,
@@ -316,6 +353,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn of_the_metadata_only_what_is_looked_at_is_kept() {
+        let managed = json!([{ "manager": "kubectl", "fieldsType": "FieldsV1", "fieldsV1": { "f:spec": {} } }]);
+        let meta = json!({ "name": "desk", "uid": "u", "resourceVersion": "7", "managedFields": managed });
+        let cr: CrObject = serde_json::from_value(json!({ "metadata": meta })).expect("an object");
+        let meta = cr.meta();
+        assert_eq!((cr.key(), version(meta), meta.uid.as_deref()), (Some(Key::new("desk")), 7, Some("u")));
+        assert_eq!(meta.managed_fields, None);
+    }
 
     #[test]
     fn of_a_status_that_is_not_ours_what_kopf_recorded_is_read() {
