@@ -18,14 +18,24 @@ use crate::model::{Now, later};
 pub struct Reading {
     /// What it showed.
     pub time: Timestamp,
-    /// When, by our monotonic clock.
+    /// When the answer was there, by our monotonic clock.
     pub at: Instant,
+    /// How much later than shown it may have been by then: the answer was on its way, or shows whole seconds only.
+    pub slack: Duration,
 }
 
 impl Reading {
     fn now(&self, now: Instant) -> Timestamp {
         let passed = SignedDuration::try_from(now.saturating_duration_since(self.at)).unwrap_or(SignedDuration::ZERO);
         later(self.time, passed)
+    }
+
+    /// The better of what was known and a new reading. Each shows the time or an earlier one, so what was known stays
+    /// as long as it can be right: one that was long on its way would have every deadline come as much too late.
+    fn or_known(self, known: Option<Self>) -> Self {
+        let time = |known: &Self| known.now(self.at);
+        let latest = later(self.time, SignedDuration::try_from(self.slack).unwrap_or(SignedDuration::MAX));
+        known.filter(|known| (self.time..=latest).contains(&time(known))).unwrap_or(self)
     }
 }
 
@@ -51,20 +61,15 @@ impl Clock {
     /// Takes in a reading of the database's clock.
     pub fn database(&self, reading: Reading) {
         let mut readings = self.readings();
-        (readings.database, readings.database_read) = (Some(reading), Some(reading.at));
+        readings.database_read = Some(reading.at);
+        readings.database = Some(reading.or_known(readings.database));
     }
 
-    /// Takes in a reading of the API server's clock, which shows whole seconds: the time is that or up to a
-    /// second later. What was known before stays if it lies in between, for it is the more exact.
+    /// Takes in a reading of the API server's clock.
     pub fn cluster(&self, reading: Reading) {
         let mut readings = self.readings();
         readings.cluster_read = Some(reading.at);
-        let shown = reading.time;
-        let known = readings.cluster.map(|known| known.now(reading.at));
-        let agrees = known.is_some_and(|known| shown <= known && known < later(shown, SignedDuration::from_secs(1)));
-        if !agrees {
-            readings.cluster = Some(reading);
-        }
+        readings.cluster = Some(reading.or_known(readings.cluster));
     }
 
     /// How long ago each was read: the database's and the API server's.
@@ -107,17 +112,39 @@ impl Clock {
 mod tests {
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn reading(time: Timestamp, slack: Duration) -> Reading {
+        Reading { time, at: Instant::now(), slack }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reading_that_was_long_on_its_way_makes_no_deadline_late() {
+        let clock = Clock::default();
+        let noon: Timestamp = "2026-11-23T12:00:00Z".parse().expect("a time");
+        let shown = || clock.now().expect("it was read").database;
+        clock.database(reading(noon, Duration::from_millis(2)));
+        tokio::time::advance(SECOND * 10).await;
+        let late = noon + SignedDuration::from_millis(9300);
+        clock.database(reading(late, Duration::from_millis(750)));
+        assert_eq!(shown(), noon + SignedDuration::from_secs(10));
+        clock.database(reading(late, Duration::from_millis(699)));
+        assert_eq!(shown(), late, "the clock was set back: nothing else explains it");
+        clock.database(reading(noon + SignedDuration::from_secs(11), SECOND));
+        assert_eq!(shown(), noon + SignedDuration::from_secs(11), "it was set forward, or goes faster than ours");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn each_clock_goes_on_from_its_last_reading_and_stands_in_for_the_other() {
         let clock = Clock::default();
         assert_eq!(clock.now(), None);
         let noon: Timestamp = "2026-11-23T12:00:00Z".parse().expect("a time");
-        clock.cluster(Reading { time: noon, at: Instant::now() });
+        clock.cluster(reading(noon, SECOND));
         tokio::time::advance(Duration::from_secs(5)).await;
         let later = noon + SignedDuration::from_secs(5);
         assert_eq!(clock.now(), Some(Now { database: later, cluster: later }));
         let skewed = noon + SignedDuration::from_hours(2);
-        clock.database(Reading { time: skewed, at: Instant::now() });
+        clock.database(reading(skewed, Duration::ZERO));
         assert_eq!(clock.now(), Some(Now { database: skewed, cluster: later }));
     }
 
@@ -127,10 +154,10 @@ mod tests {
         let noon: Timestamp = "2026-11-23T12:00:00Z".parse().expect("a time");
         let seconds = SignedDuration::from_secs;
         clock.recall(seconds(-7));
-        clock.cluster(Reading { time: noon, at: Instant::now() });
+        clock.cluster(reading(noon, SECOND));
         assert_eq!(clock.now(), Some(Now { database: noon - seconds(7), cluster: noon }));
         assert_eq!(clock.offset(), None, "it is not this process that knows it");
-        clock.database(Reading { time: noon - seconds(3), at: Instant::now() });
+        clock.database(reading(noon - seconds(3), Duration::ZERO));
         tokio::time::advance(Duration::from_secs(60)).await;
         let later = noon + seconds(60);
         assert_eq!(clock.now(), Some(Now { database: later - seconds(3), cluster: later }));
@@ -143,12 +170,12 @@ mod tests {
         let noon: Timestamp = "2026-11-23T12:00:00Z".parse().expect("a time");
         let cluster = || clock.now().expect("it was read").cluster;
         // Read at 0.9 s past noon, and again 0.2 s later: the second has turned meanwhile.
-        clock.cluster(Reading { time: noon, at: Instant::now() });
+        clock.cluster(reading(noon, SECOND));
         tokio::time::advance(Duration::from_millis(200)).await;
-        clock.cluster(Reading { time: noon + SignedDuration::from_secs(1), at: Instant::now() });
+        clock.cluster(reading(noon + SignedDuration::from_secs(1), SECOND));
         assert_eq!(cluster(), noon + SignedDuration::from_secs(1));
         tokio::time::advance(Duration::from_millis(800)).await;
-        clock.cluster(Reading { time: noon + SignedDuration::from_secs(1), at: Instant::now() });
+        clock.cluster(reading(noon + SignedDuration::from_secs(1), SECOND));
         assert_eq!(cluster(), noon + SignedDuration::from_millis(1800), "a later, worse one does not set it back");
     }
 }

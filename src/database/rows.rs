@@ -134,10 +134,12 @@ pub(crate) async fn paused(pool: &Pool) -> anyhow::Result<bool> {
 
 /// Reads the database's clock.
 pub(crate) async fn time(pool: &Pool) -> anyhow::Result<Reading> {
+    let asked = Instant::now();
     let rows = query(pool, "select clock_timestamp()", &[]).await?;
     let time = rows.first().context("the database's clock gave no time")?.try_get(0)?;
     // It was read before the answer came: taken so, it is never ahead, and no deadline comes early.
-    Ok(Reading { time, at: Instant::now() })
+    let at = Instant::now();
+    Ok(Reading { time, at, slack: at - asked })
 }
 
 #[cfg(test)]
