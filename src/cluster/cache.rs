@@ -1,7 +1,7 @@
 //! What was last seen of one kind of object, by key.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
@@ -18,9 +18,13 @@ pub struct Cache<T> {
     complete: watch::Sender<bool>,
 }
 
+/// Objects by key, each with its version.
+pub(super) type Listing<T> = HashMap<Key, (u64, Arc<T>)>;
+
 #[derive(Debug)]
 struct State<T> {
-    objects: HashMap<Key, (u64, T)>,
+    /// Each for itself: a map of all holds room for twice as many.
+    objects: Listing<T>,
     /// The latest version that the watch has told of, of any object.
     newest: u64,
 }
@@ -41,7 +45,7 @@ impl<T: Clone + PartialEq> Cache<T> {
     pub fn get(&self, key: &Key) -> Seen<T> {
         let state = self.state();
         match state.objects.get(key) {
-            Some((_, object)) => Seen::Present(object.clone()),
+            Some((_, object)) => Seen::Present(T::clone(object)),
             None if *self.complete.borrow() => Seen::Absent,
             None => Seen::Unknown,
         }
@@ -76,8 +80,15 @@ impl<T: Clone + PartialEq> Cache<T> {
         self.state().objects.remove(key);
     }
 
+    /// An object to be listed: the one that there is, if it is the same, so that a new list takes no room of its own.
+    pub(super) fn shared(&self, key: &Key, object: T) -> Arc<T> {
+        let state = self.state();
+        let known = state.objects.get(key).filter(|(_, known)| **known == object);
+        known.map_or_else(|| Arc::new(object), |(_, known)| known.clone())
+    }
+
     /// Takes in a complete list. Returns all keys whose object is another, new or gone.
-    pub fn replace(&self, objects: HashMap<Key, (u64, T)>) -> Vec<Key> {
+    pub fn replace(&self, objects: Listing<T>) -> Vec<Key> {
         let mut state = self.state();
         let first = !self.complete.send_replace(true);
         state.newest = objects.values().map(|(version, _)| *version).max().unwrap_or(0);
@@ -123,8 +134,8 @@ impl<T: PartialEq> State<T> {
         match self.objects.get(key) {
             Some((newest, _)) if *newest > version => false,
             before => {
-                let changed = before.is_none_or(|(_, before)| *before != object);
-                self.objects.insert(key.clone(), (version, object));
+                let changed = before.is_none_or(|(_, before)| **before != object);
+                self.objects.insert(key.clone(), (version, Arc::new(object)));
                 changed
             }
         }
@@ -176,13 +187,15 @@ mod tests {
     fn a_list_tells_what_is_new_other_or_gone() {
         let cache = Cache::<u8>::default();
         let list = |objects: &[(&str, u8)]| {
-            objects.iter().map(|(name, value)| (key(name), (u64::from(*value), *value))).collect()
+            objects.iter().map(|(name, value)| (key(name), (u64::from(*value), Arc::new(*value)))).collect()
         };
         let sorted = |mut keys: Vec<Key>| {
             keys.sort();
             keys
         };
         assert_eq!(sorted(cache.replace(list(&[("a", 1), ("b", 1), ("c", 1)]))), [key("a"), key("b"), key("c")]);
+        let (same, other) = (cache.shared(&key("a"), 1), cache.shared(&key("a"), 2));
+        assert!(Arc::ptr_eq(&same, &cache.shared(&key("a"), 1)) && *other == 2, "what is the same is kept once");
         assert_eq!(sorted(cache.replace(list(&[("a", 1), ("b", 2), ("d", 1)]))), [key("b"), key("c"), key("d")]);
     }
 }

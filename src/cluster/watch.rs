@@ -54,7 +54,8 @@ where
             Ok(Event::Init) => list = HashMap::new(),
             Ok(Event::InitApply(object)) => {
                 if let Some(key) = object.key() {
-                    list.insert(key, (version(object.meta()), object.seen()));
+                    let seen = cache.shared(&key, object.seen());
+                    list.insert(key, (version(object.meta()), seen));
                 }
             }
             // What vanished while nobody watched is looked at too.

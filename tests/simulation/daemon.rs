@@ -2,6 +2,7 @@
 //! so that anything may come between two of them.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cyberdesk_operator::brake::{self, Verdict};
@@ -106,7 +107,8 @@ impl<T: Clone + PartialEq> Mirror<T> {
 
     /// Lists all, and watches on from there.
     pub(crate) fn list(&mut self, kind: &Kind<T>, queue: &Queue) {
-        let objects = kind.objects.iter().map(|(key, object)| (key.clone(), object.clone())).collect();
+        let listed = |(key, (version, object)): (&Key, &(u64, T))| (key.clone(), (*version, Arc::new(object.clone())));
+        let objects = kind.objects.iter().map(listed).collect();
         wake(self.cache.replace(objects), queue);
         (self.at, self.listed) = (kind.changes.len(), true);
     }
