@@ -195,7 +195,7 @@ impl Operator {
         let mut readings = 0_u32;
         loop {
             match cluster::server_time(client).await {
-                Ok((time, at)) => self.clock.cluster(Reading { time, at, slack: Duration::from_secs(1) }),
+                Ok((time, at)) => self.clock.cluster(Reading::in_seconds(time, at)),
                 Err(error) => debug!(error = %chain(error.as_ref()), "cannot read the API server's clock"),
             }
             let settling = readings < SETTLING_READINGS;
