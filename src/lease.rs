@@ -13,6 +13,7 @@
 //! - Holder names are for people, but for one thing: a container that starts anew in its pod finds its own name
 //!   in the Lease. Its predecessor is dead, so it need not wait.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -29,8 +30,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::brake::{BOUND, Database};
+use crate::brake::{BOUND, Database, SIGN_OF_LIFE};
 use crate::clock::Clock;
+use crate::database::bond::Expected;
 use crate::health::Pulse;
 use crate::telemetry::chain;
 
@@ -68,6 +70,8 @@ pub struct Term {
 pub struct Leadership {
     api: Api<Lease>,
     identity: String,
+    /// What the database acknowledged is kept in the Lease, for the next leader.
+    expected: Arc<Expected>,
     held: watch::Sender<Option<Held>>,
     /// The greatest epoch seen anywhere.
     floor: AtomicI64,
@@ -91,10 +95,10 @@ struct Held {
 
 impl Leadership {
     /// `identity` names this process in the Lease: in a pod, the pod's name.
-    pub fn new(api: Api<Lease>, identity: String) -> Self {
+    pub fn new(api: Api<Lease>, identity: String, expected: Arc<Expected>) -> Self {
         let held = watch::Sender::new(None);
         let (seen, moved) = Default::default();
-        Self { api, identity, held, floor: AtomicI64::new(0), behind: Notify::new(), seen, moved }
+        Self { api, identity, expected, held, floor: AtomicI64::new(0), behind: Notify::new(), seen, moved }
     }
 
     /// What is left of the lease. `None`: this process does not lead, and may write nothing.
@@ -267,6 +271,7 @@ impl Leadership {
         if let Some(offset) = seen.and_then(database_clock) {
             clock.recall(offset);
         }
+        self.expected.acknowledged(seen.and_then(sign_of_life));
         let last = seen.map_or(0, epoch_of);
         self.floor.fetch_max(last, Ordering::Relaxed);
         let lease = self.written(seen.cloned().unwrap_or_default(), self.next_epoch(), clock);
@@ -337,6 +342,10 @@ impl Leadership {
             let annotations = lease.metadata.annotations.get_or_insert_default();
             annotations.insert(DATABASE_CLOCK.to_owned(), offset.as_millis().to_string());
         }
+        if let Some(at) = self.expected.sign_of_life() {
+            let annotations = lease.metadata.annotations.get_or_insert_default();
+            annotations.insert(SIGN_OF_LIFE.to_owned(), at.to_string());
+        }
         let now = clock.now().map(|now| MicroTime(now.cluster));
         let spec = lease.spec.get_or_insert_default();
         let anew = spec.lease_transitions.map(i64::from) != Some(epoch);
@@ -368,6 +377,11 @@ fn epoch_of(lease: &Lease) -> i64 {
 fn database_clock(lease: &Lease) -> Option<SignedDuration> {
     let milliseconds = lease.metadata.annotations.as_ref()?.get(DATABASE_CLOCK)?.parse().ok()?;
     Some(SignedDuration::from_millis(milliseconds))
+}
+
+/// The last sign of life that the database acknowledged to the leader before.
+fn sign_of_life(lease: &Lease) -> Option<Timestamp> {
+    lease.metadata.annotations.as_ref()?.get(SIGN_OF_LIFE)?.parse().ok()
 }
 
 /// One call that is given up when nobody answers. It may have been done all the same.

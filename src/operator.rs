@@ -126,6 +126,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         leadership: Leadership::new(
             Api::namespaced(cluster::connect().await?, &config.namespace),
             config.identity.clone(),
+            expected.clone(),
         ),
         queue: Queue::default(),
         clock,
@@ -262,7 +263,7 @@ impl Operator {
             tokio::select! {
                 () = self.doubt(term, config) => continue,
                 () = self.write_back.run(&self.pool, term, &self.store, &self.queue) => (),
-                () = housekeeping::run(&self.pool, term, config.resync_interval) => (),
+                () = housekeeping::run(&self.pool, term, config.resync_interval, &self.expected) => (),
                 never = self.heed_pause() => match never {},
             }
             if self.leadership.rest().is_none() {

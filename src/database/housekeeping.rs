@@ -14,6 +14,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use tracing::{info, warn};
 
+use super::bond::Expected;
 use super::connect::{Param, query};
 use super::writeback::is_fenced;
 use crate::lease::Term;
@@ -28,13 +29,14 @@ const WARN: i32 = 500;
 /// How often the history is trimmed, and the pause between two batches of that.
 const TRIM: (Duration, Duration) = (Duration::from_secs(600), Duration::from_millis(100));
 
-/// Keeps house until the database says that the term is over.
-pub(crate) async fn run(pool: &Pool, term: Term, repair_interval: Duration) {
+/// Keeps house until the database says that the term is over. What it acknowledges is `expected` of it from then on.
+pub(crate) async fn run(pool: &Pool, term: Term, repair_interval: Duration, expected: &Expected) {
     // One chore at a time: together they hold one of the few connections.
     let turn = &Mutex::new(());
     tokio::select! {
         () = every(turn, "show a sign of life", async || {
-            call(pool, term, "select cyberdesk.sign_of_life($1, $2)").await?;
+            let at = call(pool, term, "select cyberdesk.sign_of_life($1, $2)").await?.try_get(0)?;
+            expected.acknowledged(Some(at));
             Ok(SIGN_OF_LIFE)
         }) => (),
         () = every(turn, "warn of ends that are near", async || warn_of_ends(pool, term).await) => (),

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::Operator;
 use crate::brake::{ACCEPTED, BOUND, CONFIRM, CONFIRMED_AT, Cause, ClusterSide, Database, DatabaseSide, Missing};
-use crate::brake::{Verdict, judge};
+use crate::brake::{SIGN_OF_LIFE, Verdict, judge};
 use crate::cluster::CALL_DEADLINE;
 use crate::config::Config;
 use crate::database::bond;
@@ -141,6 +141,7 @@ impl Operator {
     fn accept(&self, sides: Sides, verdict: Verdict) -> Agreed {
         let Sides { database, cluster, .. } = sides;
         self.expected.set(database.itself.clone(), database.epoch);
+        self.expected.acknowledged(database.sign_of_life);
         // Connections from before may lead elsewhere.
         self.pool.retain(|_, _| false);
         *self.database_id() = Some(database.itself.id);
@@ -174,8 +175,12 @@ impl Operator {
         bond::bind(&self.pool, term, &agreed.cluster, agreed.confirmed).await?;
         let now = self.clock.now().map(|now| now.cluster);
         // One that was given, and not needed any more when the right database came back, must not hold for later.
-        let mut changes =
-            vec![(BOUND, Some(agreed.database.to_string())), (ACCEPTED, Some(term.epoch.to_string())), (CONFIRM, None)];
+        let mut changes = vec![
+            (BOUND, Some(agreed.database.to_string())),
+            (ACCEPTED, Some(term.epoch.to_string())),
+            (SIGN_OF_LIFE, self.expected.sign_of_life().map(|at| at.to_string())),
+            (CONFIRM, None),
+        ];
         if agreed.confirmed {
             changes.push((CONFIRMED_AT, now.map(|now| now.to_string())));
         }
@@ -213,7 +218,8 @@ impl Operator {
         let lease = timeout(CALL_DEADLINE, self.leadership.read(term)).await;
         let lease = lease.context("read the Lease")?.context("read the Lease")?;
         let lease = lease.context("the Lease is another's by now")?;
-        let cluster = cluster_side(id, term, &lease);
+        let sign_of_life = self.expected.sign_of_life();
+        let cluster = ClusterSide { sign_of_life, ..cluster_side(id, term, &lease) };
         let marks = self.marks(cluster.confirmed_at);
         let ids: Vec<Uuid> = marks.iter().map(|(id, _)| *id).collect();
         let (database, lost) = bond::look(client, &ids).await?;
@@ -255,6 +261,7 @@ fn cluster_side(id: String, term: Term, lease: &Lease) -> ClusterSide {
         bond: database.zip(accepted),
         confirmation: annotation(CONFIRM).cloned(),
         confirmed_at: annotation(CONFIRMED_AT).and_then(|text| text.parse().ok()),
+        sign_of_life: None,
     }
 }
 

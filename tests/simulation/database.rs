@@ -172,6 +172,7 @@ impl Database {
             epoch: self.epoch(),
             bond: self.bond.clone(),
             confirmation: self.confirmation.clone(),
+            sign_of_life: None,
         }
     }
 
