@@ -117,13 +117,18 @@ impl WriteBack {
 
     /// Writes until the database says that the term is over. What waits is told in the next.
     pub async fn run(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) {
+        self.run_by(async || self.write(pool, term, store, queue).await).await;
+    }
+
+    /// Writes by one try after the other, each of which tells whether it moved anything.
+    async fn run_by(&self, write: impl AsyncFn() -> anyhow::Result<bool>) {
         let (mut backoff, mut trouble) = (BACKOFF.0, false);
         loop {
             if self.lag() == 0 {
                 self.changed.notified().await;
                 sleep(GATHER).await;
             }
-            match self.write(pool, term, store, queue).await {
+            match write().await {
                 Ok(moved) => {
                     self.contact.answered(self.lag() > 0);
                     (backoff, trouble) = (BACKOFF.0, false);
@@ -343,4 +348,86 @@ async fn report(pool: &Pool, term: Term, reports: &[Report]) -> anyhow::Result<B
     let statement = "select id, answer from cyberdesk.report($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
     let rows = query(pool, statement, &params).await.context("write back what became of desktops")?;
     rows.iter().map(|row| Ok((row.try_get(0)?, Answer::of(row.try_get(1)?)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use anyhow::bail;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+    const DESKTOPS: u128 = 200;
+
+    fn report(id: u128, generation: i64) -> Report {
+        Report {
+            id: Uuid::from_u128(id),
+            generation,
+            vm_uid: None,
+            status: None,
+            reason: None,
+            message: None,
+            stream_url: None,
+            ended: false,
+        }
+    }
+
+    /// Desktops change all day long, and half of them come to their deadline; the database is away until the evening.
+    #[tokio::test(start_paused = true)]
+    async fn a_day_without_the_database_costs_a_try_in_five_seconds_one_line_and_one_round_to_catch_up() {
+        let log = tempfile::NamedTempFile::new().expect("a file");
+        let subscriber = tracing_subscriber::fmt().with_writer(log.reopen().expect("the file"));
+        let logging = tracing::subscriber::set_default(subscriber.finish());
+        let (write_back, start) = (WriteBack::default(), Instant::now());
+        let (tries, told) = (Cell::new(0), Mutex::new(vec![]));
+        let write = async || {
+            tries.set(tries.get() + 1);
+            if start.elapsed() < DAY {
+                bail!("connection refused");
+            }
+            let (mut outbox, mut told) = (write_back.outbox(), told.lock().expect("nobody panics with it"));
+            for id in outbox.next_expiries(Instant::now()) {
+                assert!(outbox.expiry_answered(id, Answer::Final));
+            }
+            for report in outbox.next_reports(Instant::now()) {
+                assert!(outbox.answered(&report, Answer::Final));
+                told.push(report.generation);
+            }
+            Ok(true)
+        };
+        let (mut minute, minutes) = (0, 24 * 60);
+        let day = async {
+            while minute < minutes {
+                minute += 1;
+                for id in 1..=DESKTOPS {
+                    write_back.report(report(id, minute), None);
+                    if id % 2 == 0 {
+                        write_back.expire(Uuid::from_u128(id));
+                    }
+                }
+                assert_eq!(write_back.lag(), 300, "one report of each, and one expiry of every other");
+                sleep(Duration::from_secs(60) - Duration::from_millis(1)).await;
+            }
+            assert_eq!(write_back.oldest(), Some(start), "it is known since when");
+            assert!(write_back.silence(None) > SignedDuration::from_hours(23), "and the database is away");
+            let by_then = tries.get();
+            write_back.drained().await;
+            by_then
+        };
+        let by_then = tokio::select! {
+            () = write_back.run_by(write) => unreachable!("the term is not over"),
+            by_then = day => by_then,
+        };
+        drop(logging);
+        let at_most = DAY.as_secs() / BACKOFF.1.as_secs() + 10;
+        assert!((at_most - 20..=at_most).contains(&by_then), "{by_then} tries");
+        let told = told.into_inner().expect("nobody panics with it");
+        assert_eq!(told, vec![minutes; 200], "the last of each, and nothing twice");
+        assert!(tries.get() - by_then <= 2 && write_back.silence(None).is_zero(), "in the next try");
+        let lines = std::fs::read_to_string(log.path()).expect("it is text");
+        assert_eq!(lines.lines().count(), 1, "{lines}");
+        assert!(lines.contains("cannot write back; will try again"), "{lines}");
+    }
 }
