@@ -39,3 +39,30 @@ impl<'a> Writer<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::database::connect::Target;
+
+    #[tokio::test(start_paused = true)]
+    async fn without_the_lease_it_does_not_even_ask_for_a_connection() {
+        let nowhere = Target::from_url("postgres://u:p@127.0.0.1:1/d", None).expect("a URL");
+        let pool = nowhere.pool(&Arc::default()).expect("a pool");
+        let (term, lasts) = (Term { epoch: 1, token: Uuid::nil() }, Duration::from_secs(60));
+
+        let held = Tenure::of(term, lasts);
+        let asked = timeout(lasts, Writer::new(&pool, &held, term).query("select 1", &[])).await;
+        assert!(asked.expect("it is tried").is_err(), "there is no database");
+
+        let lost = Tenure::default();
+        let waits = timeout(lasts, Writer::new(&pool, &lost, term).query("select 1", &[])).await;
+        assert!(waits.is_err(), "it waits for the lease, and that is no trouble of the database's");
+    }
+}
