@@ -32,7 +32,8 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::brake::{BOUND, Database};
-use crate::clock::Clock;
+use crate::clock::{Clock, Reading};
+use crate::cluster::server_time;
 use crate::health::Pulse;
 use crate::telemetry::chain;
 use tenure::Held;
@@ -202,6 +203,7 @@ impl Leadership {
             match candidate.next(Instant::now()) {
                 Next::Wait(until) => self.observe(&mut watch, &mut candidate, until).await,
                 Next::Take => {
+                    self.know_the_time(clock).await;
                     let began = Instant::now();
                     match self.take(&candidate, clock).await {
                         Ok(lease) => return self.hold(began, lease),
@@ -246,6 +248,15 @@ impl Leadership {
     fn sees(&self, candidate: &mut Candidate, lease: Option<Lease>) {
         self.seen.beat();
         candidate.observe(lease, Instant::now());
+    }
+
+    /// A Lease that is taken without the time would look, to people and programs, as if it had run out long ago.
+    async fn know_the_time(&self, clock: &Clock) {
+        if clock.now().is_none()
+            && let Ok(Ok((time, at))) = timeout(ANSWER, server_time(&self.api.clone().into_client())).await
+        {
+            clock.cluster(Reading { time, at });
+        }
     }
 
     /// One try. It succeeds only on the version that was seen.

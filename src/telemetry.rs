@@ -15,9 +15,10 @@ pub enum Format {
     Text,
 }
 
-/// The client of the API server tells of each call that fails as an error. Whoever made the call tells of it too, once
-/// per trouble: in an outage the one is bounded by time, the other is not. A filter that names it has the last word.
-const UNTOLD: &str = "kube_client::client::builder=off";
+/// The client of the API server tells of each call that fails as an error, and of each watch that is cut. Whoever made
+/// the call tells of it too, once per trouble: in an outage the one is bounded by time, the other is not. Of
+/// certificates that cannot be read anew it alone tells. A filter that names it has the last word.
+const UNTOLD: &str = "kube_client::client=off,kube_client::client::tls=info";
 
 /// Starts logging to standard error. `filter` is in the syntax of `RUST_LOG`.
 ///

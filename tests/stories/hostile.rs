@@ -104,6 +104,7 @@ async fn connections_refused(world: &World) -> Result<()> {
     world.request_shutdown(&stopped).await?;
     let inserted = world.insert("1 hour").await?;
     world.operator_says("not done; the next look decides anew").await?;
+    ensure!(!world.operator_said("in poll")?, "that a watch was cut it says in its own words, and once");
     proxy.listen()?;
     ended_once(world, &proxy, &stopped).await?;
     world.until_status(&inserted, "running").await?;

@@ -1,18 +1,28 @@
 //! Two daemons: one leads, the other stands by; whatever becomes of the one, it and the other never both work.
 
-use anyhow::{Result, ensure};
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cyberdesk_testbed::api_proxy::{ApiProxy, Fault};
 use cyberdesk_testbed::postgres::SUPERUSER;
 use cyberdesk_testbed::supervise::Supervised;
+use cyberdesk_testbed::wire::Condition;
+use futures::TryStreamExt;
+use jiff::SignedDuration;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, DeleteParams};
+use kube::runtime::{WatchStreamExt, watcher};
 use rustix::process::Signal;
 
+use crate::outages::wired;
 use crate::world::World;
 use crate::{Story, story};
 
 pub(crate) fn stories() -> Vec<Story> {
     vec![
         story("told to stop, the leader hands over at once", handed_over),
+        story("a Lease is never taken without the time at which it was", taken_in_time),
         story("when the leader is killed, the other takes over when its lease runs out", killed),
         story("a leader frozen past its lease wakes up and stands by", frozen),
         story("a leader frozen past its lease writes nothing to a database that was restored to its time", restored),
@@ -63,6 +73,22 @@ async fn handed_over(world: &World) -> Result<()> {
     world.running_desktop("1 hour").await?;
     world.request_shutdown(&id).await?;
     world.until_over(&id).await.map(drop)
+}
+
+async fn taken_in_time(world: &World) -> Result<()> {
+    let proxy = ApiProxy::start(&world.parts.testbed.control_plane).await?;
+    // From it the time is read; the database, which could tell it too, is away.
+    proxy.always(Fault::Late(Duration::from_secs(1)), |call| call.resource == "/version");
+    let (wire, url) = wired(world).await?;
+    wire.set(Condition::Refuses);
+    world.start_operator(&[("DATABASE_URL", &url), ("KUBECONFIG", &world.through(&proxy)?)]).await?;
+    let mut versions = pin!(watcher(leases(world), watcher::Config::default()).applied_objects());
+    let first = versions.try_next().await?.context("the watch ended")?;
+    let made = first.metadata.creation_timestamp.context("it has a time")?.0;
+    let renewed = first.spec.and_then(|spec| spec.renew_time).context("so has its renewal")?.0;
+    // The API server tells whole seconds, and `/version` took one.
+    ensure!(renewed.duration_since(made).abs() < SignedDuration::from_secs(30), "made {made}, renewed {renewed}");
+    Ok(())
 }
 
 async fn killed(world: &World) -> Result<()> {
