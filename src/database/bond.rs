@@ -13,8 +13,8 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::connect::{Param, ask, query};
+use super::writer::Writer;
 use crate::brake::{Database, DatabaseSide, has_gone_back};
-use crate::lease::Term;
 
 /// Longest wait for a new connection to say where it leads.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -131,10 +131,9 @@ pub(crate) async fn look(client: &Client, ids: &[Uuid]) -> anyhow::Result<(Datab
 }
 
 /// Binds the database to this cluster.
-pub(crate) async fn bind(pool: &Pool, term: Term, cluster: &str, confirmed: bool) -> anyhow::Result<()> {
-    let params: [Param<'_>; 4] =
-        [(&term.epoch, Type::INT8), (&term.token, Type::UUID), (&cluster, Type::TEXT), (&confirmed, Type::BOOL)];
-    query(pool, "select cyberdesk.bind($1, $2, $3, $4)", &params).await.context("bind the database").map(drop)
+pub(crate) async fn bind(writer: Writer<'_>, cluster: &str, confirmed: bool) -> anyhow::Result<()> {
+    let params: [Param<'_>; 2] = [(&cluster, Type::TEXT), (&confirmed, Type::BOOL)];
+    writer.query("select cyberdesk.bind($1, $2, $3, $4)", &params).await.context("bind the database").map(drop)
 }
 
 /// Has the database tell its users why nothing is done, unless it is another cluster's.

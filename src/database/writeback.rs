@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use deadpool_postgres::Pool;
 use jiff::SignedDuration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -22,9 +21,9 @@ use super::connect::{Param, query};
 use super::contact::Contact;
 use super::outbox::{Answer, Outbox, Refusal};
 use super::store::{Remembered, Store};
+use super::writer::Writer;
 use crate::clock::Clock;
 use crate::health::Pulse;
-use crate::lease::Term;
 use crate::metrics::Metrics;
 use crate::model::{Report, RowStatus};
 use crate::names::Key;
@@ -116,8 +115,8 @@ impl WriteBack {
     }
 
     /// Writes until the database says that the term is over. What waits is told in the next.
-    pub async fn run(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) {
-        self.run_by(async || self.write(pool, term, store, queue).await).await;
+    pub async fn run(&self, writer: Writer<'_>, store: &Store, queue: &Queue) {
+        self.run_by(async || self.write(writer, store, queue).await).await;
     }
 
     /// Writes by one try after the other, each of which tells whether it moved anything.
@@ -153,12 +152,12 @@ impl WriteBack {
     }
 
     /// Writes one batch of each kind. Tells whether that moved anything.
-    async fn write(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) -> anyhow::Result<bool> {
+    async fn write(&self, writer: Writer<'_>, store: &Store, queue: &Queue) -> anyhow::Result<bool> {
         let due = self.outbox().next_expiries(Instant::now());
         self.count_batch(due.len());
         let mut moved = false;
         if !due.is_empty() {
-            match self.write_expiries(pool, term, store, queue, &due).await {
+            match self.write_expiries(writer, store, queue, &due).await {
                 Ok(done) => moved = done,
                 Err(error) if is_refusal(&error) => {
                     if let Some(Refusal { id, is_news }) = self.outbox().refuse_expiries(&due, Instant::now()) {
@@ -178,8 +177,8 @@ impl WriteBack {
             return Ok(moved);
         }
         self.count_batch(reports.len());
-        match report(pool, term, &reports).await {
-            Ok(answers) => moved |= self.take_answers(pool, store, queue, &reports, &answers).await?,
+        match report(writer, &reports).await {
+            Ok(answers) => moved |= self.take_answers(writer, store, queue, &reports, &answers).await?,
             Err(error) if is_refusal(&error) => {
                 let alone = self.outbox().refuse(&reports, Instant::now());
                 if let Some(Refusal { id, is_news: true }) = alone {
@@ -217,15 +216,14 @@ impl WriteBack {
 
     async fn write_expiries(
         &self,
-        pool: &Pool,
-        term: Term,
+        writer: Writer<'_>,
         store: &Store,
         queue: &Queue,
         due: &[Uuid],
     ) -> anyhow::Result<bool> {
         let (mut decided, mut expired) = (vec![], vec![]);
         let mut too_early = false;
-        let answers = expire(pool, term, due).await?;
+        let answers = expire(writer, due).await?;
         self.outbox().expiries_accepted();
         for (id, word) in answers {
             let answer = Answer::of(&word);
@@ -240,7 +238,7 @@ impl WriteBack {
             too_early |= answer == Answer::Stale;
         }
         // What the database decided is read from it, like everything else.
-        let read = super::rows::by_id(pool, &decided, &store.unreadable).await.map(|found| {
+        let read = super::rows::by_id(writer.pool, &decided, &store.unreadable).await.map(|found| {
             for row in found.rows.iter().filter(|row| expired.contains(&row.id)) {
                 let late = row.changed_at.duration_since(row.expires_at);
                 self.metrics.deadline_lateness.observe(late.as_secs_f64());
@@ -259,7 +257,7 @@ impl WriteBack {
 
     async fn take_answers(
         &self,
-        pool: &Pool,
+        writer: Writer<'_>,
         store: &Store,
         queue: &Queue,
         reports: &[Report],
@@ -285,8 +283,9 @@ impl WriteBack {
             warn!(desktops = ?stale, "the database has gone back behind what was acted on; reading anew");
             sleep(BUSY).await;
             stale.iter().for_each(|id| store.forget(*id));
-            let read =
-                super::rows::by_id(pool, &stale, &store.unreadable).await.map(|found| store.take_in(found.rows, queue));
+            let read = super::rows::by_id(writer.pool, &stale, &store.unreadable)
+                .await
+                .map(|found| store.take_in(found.rows, queue));
             stale.iter().for_each(|id| queue.wake(&Key::of_row(*id), Lane::Makes));
             read?;
         }
@@ -306,25 +305,26 @@ fn is_refusal(error: &anyhow::Error) -> bool {
 /// # Errors
 ///
 /// If the database does not answer.
-pub async fn acquire(pool: &Pool, term: Term, holder: &str) -> anyhow::Result<Option<i64>> {
-    let params: [Param<'_>; 3] = [(&term.epoch, Type::INT8), (&term.token, Type::UUID), (&holder, Type::TEXT)];
-    let taken = query(pool, "select cyberdesk.acquire($1, $2, $3)", &params).await.context("take the fence")?;
+pub async fn acquire(writer: Writer<'_>, holder: &str) -> anyhow::Result<Option<i64>> {
+    let params: [Param<'_>; 1] = [(&holder, Type::TEXT)];
+    let taken = writer.query("select cyberdesk.acquire($1, $2, $3)", &params).await.context("take the fence")?;
     if taken.first().context("the fence gave no answer")?.try_get(0)? {
         return Ok(None);
     }
-    let rows = query(pool, "select cyberdesk.fence_epoch()", &[]).await.context("read the fence")?;
+    let rows = query(writer.pool, "select cyberdesk.fence_epoch()", &[]).await.context("read the fence")?;
     Ok(Some(rows.first().context("the fence has no epoch")?.try_get(0)?))
 }
 
-async fn expire(pool: &Pool, term: Term, ids: &[Uuid]) -> anyhow::Result<Vec<(Uuid, String)>> {
-    let params: [Param<'_>; 3] = [(&term.epoch, Type::INT8), (&term.token, Type::UUID), (&ids, Type::UUID_ARRAY)];
-    let rows = query(pool, "select id, answer from cyberdesk.expire($1, $2, $3)", &params)
+async fn expire(writer: Writer<'_>, ids: &[Uuid]) -> anyhow::Result<Vec<(Uuid, String)>> {
+    let params: [Param<'_>; 1] = [(&ids, Type::UUID_ARRAY)];
+    let rows = writer
+        .query("select id, answer from cyberdesk.expire($1, $2, $3)", &params)
         .await
         .context("end desktops at their deadline")?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-async fn report(pool: &Pool, term: Term, reports: &[Report]) -> anyhow::Result<BTreeMap<Uuid, Answer>> {
+async fn report(writer: Writer<'_>, reports: &[Report]) -> anyhow::Result<BTreeMap<Uuid, Answer>> {
     let ids: Vec<Uuid> = reports.iter().map(|r| r.id).collect();
     let generations: Vec<i64> = reports.iter().map(|r| r.generation).collect();
     let vm_uids: Vec<Option<&str>> = reports.iter().map(|r| r.vm_uid.as_deref()).collect();
@@ -333,9 +333,7 @@ async fn report(pool: &Pool, term: Term, reports: &[Report]) -> anyhow::Result<B
     let messages: Vec<Option<&str>> = reports.iter().map(|r| r.message.as_deref()).collect();
     let stream_urls: Vec<Option<&str>> = reports.iter().map(|r| r.stream_url.as_deref()).collect();
     let ended: Vec<bool> = reports.iter().map(|r| r.ended).collect();
-    let params: [Param<'_>; 10] = [
-        (&term.epoch, Type::INT8),
-        (&term.token, Type::UUID),
+    let params: [Param<'_>; 8] = [
         (&ids, Type::UUID_ARRAY),
         (&generations, Type::INT8_ARRAY),
         (&vm_uids, Type::TEXT_ARRAY),
@@ -346,7 +344,7 @@ async fn report(pool: &Pool, term: Term, reports: &[Report]) -> anyhow::Result<B
         (&ended, Type::BOOL_ARRAY),
     ];
     let statement = "select id, answer from cyberdesk.report($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
-    let rows = query(pool, statement, &params).await.context("write back what became of desktops")?;
+    let rows = writer.query(statement, &params).await.context("write back what became of desktops")?;
     rows.iter().map(|row| Ok((row.try_get(0)?, Answer::of(row.try_get(1)?)))).collect()
 }
 

@@ -103,7 +103,8 @@ impl Operator {
                                 self.pull_brake(cause, &message, lease);
                             }
                             if news || told.as_ref().is_some_and(|(_, at)| at.elapsed() > TELL) {
-                                if let Err(error) = bond::brake(&client, &cluster.id, &message).await {
+                                let telling = bond::brake(&client, &cluster.id, &message);
+                                if let Some(Err(error)) = self.leadership.tenure.while_held(telling).await {
                                     debug!(error = %chain(error.as_ref()), "cannot tell the database of the brake");
                                 }
                                 told = Some((message, Instant::now()));
@@ -172,7 +173,7 @@ impl Operator {
 
     /// Writes down on both sides what was agreed on. The database has accepted this term.
     pub(super) async fn bind(&self, term: Term, agreed: &Agreed) -> anyhow::Result<()> {
-        bond::bind(&self.pool, term, &agreed.cluster, agreed.confirmed).await?;
+        bond::bind(self.writer(term), &agreed.cluster, agreed.confirmed).await?;
         let now = self.clock.now().map(|now| now.cluster);
         // One that was given, and not needed any more when the right database came back, must not hold for later.
         let mut changes = vec![
