@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use prometheus_client::metrics::histogram::Histogram;
-use tokio::time::timeout;
 use tracing::info;
 
 use crate::cluster::{Created, Error, Written};
@@ -31,11 +30,9 @@ pub(crate) enum Acted {
 }
 
 impl Operator {
-    /// Does as told, if this process leads. This is the one place where the cluster is written, and no call goes
-    /// on longer than the lease lasts: the next leader may begin then.
+    /// Does as told, if this process leads. This is the one place where the cluster is written.
     pub(crate) async fn act(&self, key: &Key, action: Action) -> Result<Acted, Error> {
-        let Some(rest) = self.leadership.rest() else { return Err(Error::NotLeading) };
-        timeout(rest, self.perform(key, action)).await.unwrap_or(Err(Error::NotLeading))
+        self.leadership.tenure.while_held(self.perform(key, action)).await.unwrap_or(Err(Error::NotLeading))
     }
 
     async fn perform(&self, key: &Key, action: Action) -> Result<Acted, Error> {

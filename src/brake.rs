@@ -10,7 +10,7 @@
 
 use std::fmt;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -51,6 +51,8 @@ pub struct DatabaseSide {
     pub bond: Option<(String, (String, i64))>,
     /// A person's confirmation, by SQL.
     pub confirmation: Option<String>,
+    /// The leader's last sign of life that it knows of, by its own clock.
+    pub sign_of_life: Option<Timestamp>,
 }
 
 /// What the cluster says, in the Lease and by its namespace.
@@ -66,6 +68,8 @@ pub struct ClusterSide {
     pub confirmation: Option<String>,
     /// When a person last confirmed: what was without a row then is known to be.
     pub confirmed_at: Option<Timestamp>,
+    /// The last sign of life that the database acknowledged, by its clock.
+    pub sign_of_life: Option<Timestamp>,
 }
 
 /// What is missing on the one side of what the other has.
@@ -123,6 +127,19 @@ fn too_many(missing: usize, of: usize) -> bool {
     missing > FEW.max(of / 10)
 }
 
+/// How far behind what it acknowledged a database may be. A standby that takes over may lack the last seconds, and a sign
+/// of life is up to ten seconds older than what came after it. Who restores goes back further: an archive of the
+/// write-ahead log is mostly minutes old.
+const TAKEOVER_MAY_LACK: SignedDuration = SignedDuration::from_secs(30);
+
+/// Whether a database that knows of this sign of life as the last is in an earlier state than one that has acknowledged
+/// that one. Both are by the database's clock.
+pub fn has_gone_back(knows: Option<Timestamp>, acknowledged: Option<Timestamp>) -> bool {
+    let behind =
+        |acknowledged: Timestamp| knows.is_none_or(|knows| acknowledged.duration_since(knows) > TAKEOVER_MAY_LACK);
+    acknowledged.is_some_and(behind)
+}
+
 /// Judges the pair.
 pub fn judge(database: &DatabaseSide, cluster: &ClusterSide, missing: Missing) -> Verdict {
     match doubt(database, cluster, missing) {
@@ -153,6 +170,7 @@ fn doubt(database: &DatabaseSide, cluster: &ClusterSide, missing: Missing) -> Op
         Some((_, accepted)) if *accepted > database.epoch => return Some(Cause::DatabaseWentBack),
         // The Lease's counter is raised before the database accepts it: a lesser one is an older Lease.
         Some(_) if database.epoch > cluster.term => return Some(Cause::ClusterWentBack),
+        Some(_) if has_gone_back(database.sign_of_life, cluster.sign_of_life) => return Some(Cause::DatabaseWentBack),
         None if database.bond.is_none() && missing.strangers > 0 => return Some(Cause::OtherDatabase),
         Some(_) | None => (),
     }
@@ -169,7 +187,8 @@ pub fn confirmation(cause: Cause, database: &DatabaseSide, cluster: &ClusterSide
     let mut hasher = Sha256::new();
     hasher.update(format!("{} {} {known:?} {bound_to:?}", database.itself, cluster.id));
     match cause {
-        Cause::DatabaseWentBack => hasher.update(format!("{} {accepted:?}", database.epoch)),
+        Cause::DatabaseWentBack => hasher
+            .update(format!("{} {accepted:?} {:?} {:?}", database.epoch, database.sign_of_life, cluster.sign_of_life)),
         Cause::ClusterWentBack => {
             hasher.update(format!("{} {}", database.epoch, cluster.bond.as_ref().map_or(0, |b| b.1)))
         }
@@ -221,10 +240,16 @@ impl Cause {
                     database.itself.oid, database.itself.system
                 )
             }
-            Self::DatabaseWentBack => format!(
+            Self::DatabaseWentBack if accepted > database.epoch => format!(
                 "the database is in an earlier state than it was (it knows epoch {}, and had accepted {accepted}): what was \
                  written since is missing",
                 database.epoch
+            ),
+            Self::DatabaseWentBack => format!(
+                "the database is in an earlier state than it was (the last sign of life that it knows of is of {}, and it had \
+                 acknowledged one of {}): what was written since is missing",
+                time(database.sign_of_life),
+                time(cluster.sign_of_life)
             ),
             Self::ClusterWentBack => format!(
                 "the cluster is in an earlier state than it was (its Lease had come to {accepted}, the database knows epoch {})",
@@ -250,10 +275,16 @@ impl Cause {
     }
 }
 
+fn time(at: Option<Timestamp>) -> String {
+    at.map_or_else(|| "never".to_owned(), |at| format!("{at:.0}"))
+}
+
 /// Annotation of the Lease: the database that this cluster is bound to.
 pub const BOUND: &str = "cyberdesk.io/bound-database";
 /// Annotation of the Lease: the last epoch that the database accepted.
 pub const ACCEPTED: &str = "cyberdesk.io/accepted-epoch";
+/// Annotation of the Lease: the last sign of life that the database acknowledged, by its clock.
+pub const SIGN_OF_LIFE: &str = "cyberdesk.io/sign-of-life";
 /// Annotation of the Lease: a person's confirmation.
 pub const CONFIRM: &str = "cyberdesk.io/confirm";
 /// Annotation of the Lease: when a person last confirmed, by the API server's clock.
@@ -271,11 +302,21 @@ mod tests {
 
     fn database() -> DatabaseSide {
         let bond = Some((HERE.to_owned(), ("7000".to_owned(), 16_384)));
-        DatabaseSide { itself: it(), epoch: 5, bond, confirmation: None }
+        DatabaseSide { itself: it(), epoch: 5, bond, confirmation: None, sign_of_life: at(1000) }
     }
 
     fn cluster() -> ClusterSide {
-        ClusterSide { id: HERE.to_owned(), term: 6, bond: Some((it(), 5)), ..ClusterSide::default() }
+        ClusterSide {
+            id: HERE.to_owned(),
+            term: 6,
+            bond: Some((it(), 5)),
+            sign_of_life: at(1000),
+            ..ClusterSide::default()
+        }
+    }
+
+    fn at(second: i64) -> Option<Timestamp> {
+        Timestamp::from_second(second).ok()
     }
 
     #[test]
@@ -344,6 +385,41 @@ mod tests {
                 Braked(Cause::DatabaseWentBack),
             ),
             (
+                "restored in place to a point within the term",
+                DatabaseSide { sign_of_life: at(969), ..database() },
+                cluster(),
+                none,
+                Braked(Cause::DatabaseWentBack),
+            ),
+            (
+                "restored to before the term's first sign of life, and the epoch is one of a later leader",
+                DatabaseSide { sign_of_life: None, epoch: 6, ..database() },
+                cluster(),
+                none,
+                Braked(Cause::DatabaseWentBack),
+            ),
+            (
+                "a standby that took over without the last seconds",
+                DatabaseSide { sign_of_life: at(970), ..database() },
+                cluster(),
+                none,
+                Bound,
+            ),
+            (
+                "a sign of life whose acknowledgement was lost",
+                DatabaseSide { sign_of_life: at(1010), ..database() },
+                cluster(),
+                none,
+                Bound,
+            ),
+            (
+                "the leader before was of a release that noted no sign of life",
+                database(),
+                ClusterSide { sign_of_life: None, ..cluster() },
+                none,
+                Bound,
+            ),
+            (
                 "a cluster restored from a backup",
                 DatabaseSide { epoch: 9, ..database() },
                 cluster(),
@@ -381,6 +457,12 @@ mod tests {
         let by_kubectl = ClusterSide { confirmation: Some(value), ..cluster() };
         assert_eq!(judge(&back(4), &by_kubectl, none), confirmed);
         assert_eq!(judge(&back(3), &by_kubectl, none), Verdict::Braked(Cause::DatabaseWentBack));
+
+        let back = |second| DatabaseSide { sign_of_life: at(second), ..database() };
+        let value = confirmation(Cause::DatabaseWentBack, &back(500), &cluster(), none);
+        let by_kubectl = ClusterSide { confirmation: Some(value), ..cluster() };
+        assert_eq!(judge(&back(500), &by_kubectl, none), confirmed);
+        assert_eq!(judge(&back(499), &by_kubectl, none), Verdict::Braked(Cause::DatabaseWentBack));
     }
 
     #[test]

@@ -14,3 +14,4 @@ pub mod store;
 mod tls;
 mod url;
 pub mod writeback;
+pub mod writer;

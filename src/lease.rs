@@ -1,8 +1,8 @@
 //! Leadership: of several daemons one works, and none goes on after its time.
 //!
 //! A Lease in our namespace says who leads. Its counter (`leaseTransitions`) is raised by compare-and-swap by
-//! whoever takes it, and is the epoch of the term: the database refuses a lesser one, the cluster is written
-//! only while the rest of the lease is longer than the call may take.
+//! whoever takes it, and is the epoch of the term: the database refuses a lesser one. Either side is written only
+//! while the lease is held ([`Tenure`]).
 //!
 //! What must stay true:
 //!
@@ -13,6 +13,9 @@
 //! - Holder names are for people, but for one thing: a container that starts anew in its pod finds its own name
 //!   in the Lease. Its predecessor is dead, so it need not wait.
 
+mod tenure;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -24,16 +27,19 @@ use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::watch_object;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::brake::{BOUND, Database};
+use crate::brake::{BOUND, Database, SIGN_OF_LIFE};
 use crate::clock::{Clock, Reading};
 use crate::cluster::server_time;
+use crate::database::bond::Expected;
 use crate::health::Pulse;
 use crate::telemetry::chain;
+use tenure::Held;
+pub use tenure::Tenure;
 
 /// The Lease's name, in the namespace of the CRs.
 pub(crate) const NAME: &str = "cyberdesk-operator";
@@ -69,7 +75,9 @@ pub struct Term {
 pub struct Leadership {
     api: Api<Lease>,
     identity: String,
-    held: watch::Sender<Option<Held>>,
+    /// What the database acknowledged is kept in the Lease, for the next leader.
+    expected: Arc<Expected>,
+    pub(crate) tenure: Tenure,
     /// The greatest epoch seen anywhere.
     floor: AtomicI64,
     /// The database knows an epoch that is not below ours.
@@ -80,28 +88,11 @@ pub struct Leadership {
     pub(crate) moved: Pulse,
 }
 
-/// A lease that is ours.
-#[derive(Clone, Debug)]
-struct Held {
-    term: Term,
-    /// Nothing may be written after this.
-    until: Instant,
-    /// As the API server last answered: a write to any other version is refused.
-    lease: Lease,
-}
-
 impl Leadership {
     /// `identity` names this process in the Lease: in a pod, the pod's name.
-    pub fn new(api: Api<Lease>, identity: String) -> Self {
-        let held = watch::Sender::new(None);
-        let (seen, moved) = Default::default();
-        Self { api, identity, held, floor: AtomicI64::new(0), behind: Notify::new(), seen, moved }
-    }
-
-    /// What is left of the lease. `None`: this process does not lead, and may write nothing.
-    pub fn rest(&self) -> Option<Duration> {
-        let until = self.held.borrow().as_ref()?.until;
-        until.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
+    pub fn new(api: Api<Lease>, identity: String, expected: Arc<Expected>) -> Self {
+        let (tenure, seen, moved) = Default::default();
+        Self { api, identity, expected, tenure, floor: AtomicI64::new(0), behind: Notify::new(), seen, moved }
     }
 
     /// The Lease as it is now, if it is still of this term. What was read of it at its last renewal may lack what
@@ -145,7 +136,7 @@ impl Leadership {
 
     /// The database that the Lease was bound to when it was last written.
     pub fn bound_to(&self) -> Option<Uuid> {
-        let held = self.held.borrow();
+        let held = self.tenure.0.borrow();
         let bound = held.as_ref()?.lease.metadata.annotations.as_ref()?.get(BOUND)?;
         Some(Database::parse(bound)?.id)
     }
@@ -158,7 +149,7 @@ impl Leadership {
     /// Waits until this process does not lead.
     pub async fn ended(&self) {
         // The sender is here, so it is not gone.
-        let _ = self.held.subscribe().wait_for(Option::is_none).await;
+        let _ = self.tenure.0.subscribe().wait_for(Option::is_none).await;
     }
 
     /// Tells that the database knows this epoch and so refuses ours. Answers the next term, which is above it.
@@ -169,7 +160,7 @@ impl Leadership {
     }
 
     async fn other_than(&self, refused: Option<Term>) -> Term {
-        let mut held = self.held.subscribe();
+        let mut held = self.tenure.0.subscribe();
         let held = held.wait_for(|held| held.as_ref().is_some_and(|held| Some(held.term) != refused)).await;
         held.ok().and_then(|held| Some(held.as_ref()?.term)).expect("the sender is here, and waits for a term")
     }
@@ -181,14 +172,14 @@ impl Leadership {
             let held = self.campaign(std::mem::take(&mut first), clock).await;
             info!(epoch = held.term.epoch, "leading");
             let lost = self.keep(held, clock).await;
-            self.held.send_replace(None);
+            self.tenure.0.send_replace(None);
             warn!(why = lost, "no longer leading; standing by");
         }
     }
 
     /// Gives the Lease back, so that another begins at once. One that is not ours any more is left alone.
     pub(crate) async fn release(&self) {
-        let Some(held) = self.held.send_replace(None) else { return };
+        let Some(held) = self.tenure.0.send_replace(None) else { return };
         let mut lease = held.lease;
         for _ in 0..2 {
             let spec = lease.spec.get_or_insert_default();
@@ -278,6 +269,7 @@ impl Leadership {
         if let Some(offset) = seen.and_then(database_clock) {
             clock.recall(offset);
         }
+        self.expected.acknowledged(seen.and_then(sign_of_life));
         let last = seen.map_or(0, epoch_of);
         self.floor.fetch_max(last, Ordering::Relaxed);
         let lease = self.written(seen.cloned().unwrap_or_default(), self.next_epoch(), clock);
@@ -332,7 +324,7 @@ impl Leadership {
 
     fn renewed(&self, held: &Held, began: Instant, lease: Lease) -> Held {
         let held = Held { term: held.term, until: began + LASTS - MARGIN, lease };
-        self.held.send_replace(Some(held.clone()));
+        self.tenure.0.send_replace(Some(held.clone()));
         self.seen.beat();
         held
     }
@@ -347,6 +339,10 @@ impl Leadership {
         if let Some(offset) = clock.offset() {
             let annotations = lease.metadata.annotations.get_or_insert_default();
             annotations.insert(DATABASE_CLOCK.to_owned(), offset.as_millis().to_string());
+        }
+        if let Some(at) = self.expected.sign_of_life() {
+            let annotations = lease.metadata.annotations.get_or_insert_default();
+            annotations.insert(SIGN_OF_LIFE.to_owned(), at.to_string());
         }
         let now = clock.now().map(|now| MicroTime(now.cluster));
         let spec = lease.spec.get_or_insert_default();
@@ -379,6 +375,11 @@ fn epoch_of(lease: &Lease) -> i64 {
 fn database_clock(lease: &Lease) -> Option<SignedDuration> {
     let milliseconds = lease.metadata.annotations.as_ref()?.get(DATABASE_CLOCK)?.parse().ok()?;
     Some(SignedDuration::from_millis(milliseconds))
+}
+
+/// The last sign of life that the database acknowledged to the leader before.
+fn sign_of_life(lease: &Lease) -> Option<Timestamp> {
+    lease.metadata.annotations.as_ref()?.get(SIGN_OF_LIFE)?.parse().ok()
 }
 
 /// One call that is given up when nobody answers. It may have been done all the same.

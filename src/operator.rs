@@ -34,6 +34,7 @@ use crate::database::housekeeping;
 use crate::database::listen::{self, Wakeups};
 use crate::database::store::Store;
 use crate::database::writeback::{self, WriteBack};
+use crate::database::writer::Writer;
 use crate::events::Events;
 use crate::fleet::Fleet;
 use crate::health::Pulse;
@@ -127,6 +128,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         leadership: Leadership::new(
             Api::namespaced(cluster::connect().await?, &config.namespace),
             config.identity.clone(),
+            expected.clone(),
         ),
         queue: Queue::default(),
         clock,
@@ -265,11 +267,11 @@ impl Operator {
             let began = Instant::now();
             tokio::select! {
                 () = self.doubt(term, config) => continue,
-                () = self.write_back.run(&self.pool, term, &self.store, &self.queue) => (),
-                () = housekeeping::run(&self.pool, term, config.resync_interval) => (),
+                () = self.write_back.run(self.writer(term), &self.store, &self.queue) => (),
+                () = housekeeping::run(self.writer(term), config.resync_interval, &self.expected) => (),
                 never = self.heed_pause() => match never {},
             }
-            if self.leadership.rest().is_none() {
+            if self.leadership.tenure.rest().is_none() {
                 return std::future::pending().await;
             }
             error!(
@@ -291,7 +293,7 @@ impl Operator {
     async fn take_fence(&self, mut term: Term, holder: &str) -> Term {
         let (mut backoff, mut trouble) = (Duration::from_millis(250), false);
         loop {
-            match writeback::acquire(&self.pool, term, holder).await {
+            match writeback::acquire(self.writer(term), holder).await {
                 Ok(None) => return term,
                 Ok(Some(epoch)) => {
                     warn!(
@@ -310,6 +312,11 @@ impl Operator {
                 }
             }
         }
+    }
+
+    /// The database, as it is written to in this term.
+    fn writer(&self, term: Term) -> Writer<'_> {
+        Writer::new(&self.pool, &self.leadership.tenure, term)
     }
 
     /// The identity of the database that the rows are of, once it was judged to be the right one.

@@ -1,12 +1,14 @@
 //! The write-back under a storm: distinct reports told to the database, each row's first `running`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use cyberdesk_operator::database::connect::Target;
 use cyberdesk_operator::database::store::Store;
 use cyberdesk_operator::database::writeback::{WriteBack, acquire};
-use cyberdesk_operator::lease::Term;
+use cyberdesk_operator::database::writer::Writer;
+use cyberdesk_operator::lease::{Tenure, Term};
 use cyberdesk_operator::model::{Report, RowStatus};
 use cyberdesk_operator::queue::Queue;
 use cyberdesk_testbed::postgres::ADMINISTRATOR;
@@ -52,7 +54,9 @@ async fn storm(server: &cyberdesk_testbed::Postgres) -> Result<f64> {
     let ids = pending(&app, database.sign_up().await?).await?;
     let pool = Target::from_url(&database.url("cyberdesk_daemon"), None)?.pool(&Arc::default())?;
     let term = Term { epoch: 1, token: Uuid::new_v4() };
-    ensure!(acquire(&pool, term, "bench").await?.is_none(), "the fence of a fresh database is free");
+    let tenure = Tenure::of(term, Duration::from_secs(3600));
+    let writer = Writer::new(&pool, &tenure, term);
+    ensure!(acquire(writer, "bench").await?.is_none(), "the fence of a fresh database is free");
     let (write_back, store, queue) = (WriteBack::default(), Store::default(), Queue::default());
     let began = Instant::now();
     for id in ids {
@@ -69,7 +73,7 @@ async fn storm(server: &cyberdesk_testbed::Postgres) -> Result<f64> {
         write_back.report(report, None);
     }
     tokio::select! {
-        () = write_back.run(&pool, term, &store, &queue) => anyhow::bail!("somebody else took the fence"),
+        () = write_back.run(writer, &store, &queue) => anyhow::bail!("somebody else took the fence"),
         () = write_back.drained() => (),
     }
     let took = began.elapsed();

@@ -22,7 +22,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::answers::Tried;
@@ -381,10 +381,10 @@ impl<'a> Keeper<'a> {
             "data": template::files(&next.0),
         });
         let params = PatchParams::apply(MANAGER).force();
-        let Some(rest) = self.operator.leadership.rest() else { return false };
         let (maps, record) = (self.config_maps(), Patch::Apply(record));
-        let written = timeout(rest, within(maps.patch(RECORD, &params, &record))).await;
-        match written.unwrap_or_else(|_| Err(kube::Error::Service("this daemon does not lead any more".into()))) {
+        let written = self.operator.leadership.tenure.while_held(within(maps.patch(RECORD, &params, &record))).await;
+        let Some(written) = written else { return false };
+        match written {
             Ok(_) => {
                 self.recorded = Some(next);
                 self.trouble = false;

@@ -6,34 +6,55 @@ use std::time::Duration;
 use anyhow::Context;
 use deadpool_postgres::{Hook, HookError, Pool};
 use futures::FutureExt;
+use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::connect::{Param, ask, query};
-use crate::brake::{Database, DatabaseSide};
-use crate::lease::Term;
+use super::writer::Writer;
+use crate::brake::{Database, DatabaseSide, has_gone_back};
 
 /// Longest wait for a new connection to say where it leads.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which database the connections of a pool must lead to. The name behind a URL may come to be another server's at
-/// any time, but a connection stays with the database that it was made to: so each is asked once, before its first use.
+/// any time, and a database be restored, but a connection stays with the database that it was made to, and a restore
+/// cuts all: so each is asked once, before its first use.
 #[derive(Debug, Default)]
 pub struct Expected {
-    known: Mutex<Option<(Database, i64)>>,
+    known: Mutex<Known>,
     differs: Notify,
 }
 
+/// What a connection must lead to.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// This database, in no earlier state than at this epoch.
+    database: Option<(Database, i64)>,
+    /// Nor, but for what a standby may lack, than at this sign of life.
+    sign_of_life: Option<Timestamp>,
+}
+
 impl Expected {
-    fn known(&self) -> MutexGuard<'_, Option<(Database, i64)>> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last sign of life that the database acknowledged, to this leader or to the one before.
+    pub(crate) fn sign_of_life(&self) -> Option<Timestamp> {
+        self.known().sign_of_life
+    }
+
+    /// The last that the database acknowledged is this one.
+    pub(crate) fn acknowledged(&self, sign_of_life: Option<Timestamp>) {
+        self.known().sign_of_life = sign_of_life;
     }
 
     /// From now on only this database will do, in no earlier state than at this epoch.
     pub(crate) fn set(&self, database: Database, epoch: i64) {
-        *self.known() = Some((database, epoch));
+        self.known().database = Some((database, epoch));
         // What led elsewhere was told, and judged.
         let _ = self.differs.notified().now_or_never();
     }
@@ -49,13 +70,20 @@ impl Expected {
         Hook::async_fn(move |client, _| {
             let expected = expected.clone();
             Box::pin(async move {
-                let Some((database, epoch)) = expected.known().clone() else { return Ok(()) };
-                let statement = "select database_id, system_identifier, database_oid, epoch from cyberdesk.identity()";
+                let Known { database: Some((database, epoch)), sign_of_life } = expected.known().clone() else {
+                    return Ok(());
+                };
+                let statement = "select database_id, system_identifier, database_oid, epoch, \
+                                 cyberdesk.last_sign_of_life() from cyberdesk.identity()";
                 let answer = tokio::time::timeout(PATIENCE, client.query_typed(statement, &[])).await;
                 let answer = answer.map_err(|_| HookError::message("it does not say which database it is"))?;
                 let answer = answer.map_err(HookError::Backend)?;
-                let seen = answer.first().and_then(|row| Some((identity(row).ok()?, row.try_get::<_, i64>(3).ok()?)));
-                if seen.is_some_and(|(seen, at)| seen == database && epoch <= at) {
+                let is_it = |row: &tokio_postgres::Row| {
+                    let (seen, at): (_, i64) = (identity(row)?, row.try_get(3)?);
+                    let gone_back = at < epoch || has_gone_back(row.try_get(4)?, sign_of_life);
+                    Ok::<_, tokio_postgres::Error>(seen == database && !gone_back)
+                };
+                if answer.first().is_some_and(|row| is_it(row).unwrap_or(false)) {
                     return Ok(());
                 }
                 expected.differs.notify_one();
@@ -83,13 +111,19 @@ pub(crate) struct Lost {
 /// Asks the database who it is, and which of these ids it has never heard of.
 pub(crate) async fn look(client: &Client, ids: &[Uuid]) -> anyhow::Result<(DatabaseSide, Lost)> {
     let statement = "select database_id, system_identifier, database_oid, epoch, cluster_id, bound_system_identifier, \
-                     bound_database_oid, confirmation from cyberdesk.pair()";
+                     bound_database_oid, confirmation, cyberdesk.last_sign_of_life() from cyberdesk.pair()";
     let rows = ask(client, statement, &[]).await.context("read which database it is")?;
     let row = rows.first().context("the database has no identity")?;
     let (cluster, system, oid): (Option<String>, Option<String>, Option<i64>) =
         (row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
     let bond = cluster.zip(system.zip(oid));
-    let side = DatabaseSide { itself: identity(row)?, epoch: row.try_get(3)?, bond, confirmation: row.try_get(7)? };
+    let side = DatabaseSide {
+        itself: identity(row)?,
+        epoch: row.try_get(3)?,
+        bond,
+        confirmation: row.try_get(7)?,
+        sign_of_life: row.try_get(8)?,
+    };
     let statement = "select live, vanished, unknown from cyberdesk.lost($1)";
     let rows = ask(client, statement, &[(&ids, Type::UUID_ARRAY)]).await.context("look for rows that are missing")?;
     let row = rows.first().context("the database does not say what is missing")?;
@@ -97,10 +131,9 @@ pub(crate) async fn look(client: &Client, ids: &[Uuid]) -> anyhow::Result<(Datab
 }
 
 /// Binds the database to this cluster.
-pub(crate) async fn bind(pool: &Pool, term: Term, cluster: &str, confirmed: bool) -> anyhow::Result<()> {
-    let params: [Param<'_>; 4] =
-        [(&term.epoch, Type::INT8), (&term.token, Type::UUID), (&cluster, Type::TEXT), (&confirmed, Type::BOOL)];
-    query(pool, "select cyberdesk.bind($1, $2, $3, $4)", &params).await.context("bind the database").map(drop)
+pub(crate) async fn bind(writer: Writer<'_>, cluster: &str, confirmed: bool) -> anyhow::Result<()> {
+    let params: [Param<'_>; 2] = [(&cluster, Type::TEXT), (&confirmed, Type::BOOL)];
+    writer.query("select cyberdesk.bind($1, $2, $3, $4)", &params).await.context("bind the database").map(drop)
 }
 
 /// Has the database tell its users why nothing is done, unless it is another cluster's.

@@ -7,16 +7,16 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use deadpool_postgres::Pool;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use tracing::{info, warn};
 
-use super::connect::{Param, query};
+use super::bond::Expected;
+use super::connect::Param;
 use super::writeback::is_fenced;
-use crate::lease::Term;
+use super::writer::Writer;
 use crate::telemetry::chain;
 
 /// How often the operator shows that it lives. `desktop_service_state` takes it for away after 45 s.
@@ -28,22 +28,23 @@ const WARN: i32 = 500;
 /// How often the history is trimmed, and the pause between two batches of that.
 const TRIM: (Duration, Duration) = (Duration::from_secs(600), Duration::from_millis(100));
 
-/// Keeps house until the database says that the term is over.
-pub(crate) async fn run(pool: &Pool, term: Term, repair_interval: Duration) {
+/// Keeps house until the database says that the term is over. What it acknowledges is `expected` of it from then on.
+pub(crate) async fn run(writer: Writer<'_>, repair_interval: Duration, expected: &Expected) {
     // One chore at a time: together they hold one of the few connections.
     let turn = &Mutex::new(());
     tokio::select! {
         () = every(turn, "show a sign of life", async || {
-            call(pool, term, "select cyberdesk.sign_of_life($1, $2)").await?;
+            let at = call(writer, "select cyberdesk.sign_of_life($1, $2)").await?.try_get(0)?;
+            expected.acknowledged(Some(at));
             Ok(SIGN_OF_LIFE)
         }) => (),
-        () = every(turn, "warn of ends that are near", async || warn_of_ends(pool, term).await) => (),
+        () = every(turn, "warn of ends that are near", async || warn_of_ends(writer).await) => (),
         () = every(turn, "trim the history", async || {
-            let trimmed: i64 = call(pool, term, "select cyberdesk.trim($1, $2)").await?.try_get(0)?;
+            let trimmed: i64 = call(writer, "select cyberdesk.trim($1, $2)").await?.try_get(0)?;
             Ok(if trimmed == 0 { TRIM.0 } else { TRIM.1 })
         }) => (),
         () = every(turn, "repair what went round the triggers", async || {
-            let repaired: i64 = call(pool, term, "select cyberdesk.reconcile_projection($1, $2)").await?.try_get(0)?;
+            let repaired: i64 = call(writer, "select cyberdesk.reconcile_projection($1, $2)").await?.try_get(0)?;
             if repaired > 0 {
                 warn!(rows = repaired, "repaired rows that went round the database's triggers");
             }
@@ -79,10 +80,10 @@ async fn every(turn: &Mutex<()>, doing: &'static str, chore: impl AsyncFn() -> a
 
 /// Warns of what is near, and says when to look again: at the next that the database knows of, or soon enough for
 /// those that it does not know of yet.
-async fn warn_of_ends(pool: &Pool, term: Term) -> anyhow::Result<Duration> {
+async fn warn_of_ends(writer: Writer<'_>) -> anyhow::Result<Duration> {
     let began = Instant::now();
-    let params: [Param<'_>; 3] = [(&term.epoch, Type::INT8), (&term.token, Type::UUID), (&WARN, Type::INT4)];
-    let rows = query(pool, "select warned, next_in_seconds from cyberdesk.warn($1, $2, $3)", &params).await?;
+    let params: [Param<'_>; 1] = [(&WARN, Type::INT4)];
+    let rows = writer.query("select warned, next_in_seconds from cyberdesk.warn($1, $2, $3)", &params).await?;
     let row = rows.first().context("the database gave no answer")?;
     let (warned, next): (i64, Option<f64>) = (row.try_get(0)?, row.try_get(1)?);
     if warned > 0 {
@@ -92,7 +93,6 @@ async fn warn_of_ends(pool: &Pool, term: Term) -> anyhow::Result<Duration> {
     Ok(next.clamp(LEAST_WARNING_GAP, SIGN_OF_LIFE).saturating_sub(began.elapsed()))
 }
 
-async fn call(pool: &Pool, term: Term, statement: &str) -> anyhow::Result<Row> {
-    let params: [Param<'_>; 2] = [(&term.epoch, Type::INT8), (&term.token, Type::UUID)];
-    query(pool, statement, &params).await?.into_iter().next().context("the database gave no answer")
+async fn call(writer: Writer<'_>, statement: &str) -> anyhow::Result<Row> {
+    writer.query(statement, &[]).await?.into_iter().next().context("the database gave no answer")
 }

@@ -50,7 +50,7 @@ pub(crate) struct Wakeups {
 /// Listens for as long as the daemon runs.
 pub(crate) async fn run(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>, round_trips: &Histogram) {
     let mut backoff = BACKOFF.0;
-    let mut told = HashSet::new();
+    let mut told = Told::default();
     loop {
         let error = match listen(target, pool, wakeups, round_trips).await {
             Ok(never) => match never {},
@@ -58,18 +58,27 @@ pub(crate) async fn run(target: &Target, pool: &Pool, wakeups: &Arc<Wakeups>, ro
         };
         if wakeups.alive.swap(false, Ordering::Relaxed) {
             backoff = BACKOFF.0;
-            told.clear();
+            told = Told::default();
         }
-        // What was told need not be told every few seconds, nor what says the same in ever other words.
         let error = chain(error.as_ref()).to_string();
-        if told.contains(&error) || told.len() >= MOST_TOLD {
-            debug!(error, "still cannot hear notifications");
-        } else {
+        if told.is_news(&error) {
             warn!(error, "cannot hear notifications; looking every second meanwhile, will listen again");
-            told.insert(error);
+        } else {
+            debug!(error, "still cannot hear notifications");
         }
         tokio::time::sleep(backoff).await;
         backoff = (backoff * 2).min(BACKOFF.1);
+    }
+}
+
+/// What was told since notifications last arrived.
+#[derive(Debug, Default)]
+struct Told(HashSet<String>);
+
+impl Told {
+    /// Whether this is to be told. What was need not be every few seconds, nor what says the same in ever other words.
+    fn is_news(&mut self, error: &str) -> bool {
+        self.0.len() < MOST_TOLD && self.0.insert(error.to_owned())
     }
 }
 
@@ -199,5 +208,26 @@ struct AbortOnDrop(tokio::task::JoinHandle<anyhow::Error>);
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_that_says_its_cause_in_turns_in_two_ways_is_told_twice() {
+        let mut told = Told::default();
+        let words = ["connection reset by peer", "the listening connection was closed"];
+        let news = words.iter().cycle().take(10_000).filter(|words| told.is_news(words)).count();
+        assert_eq!(news, 2);
+        assert!(told.is_news("password authentication failed"), "another cause is told");
+    }
+
+    #[test]
+    fn an_outage_that_says_its_cause_in_ever_other_words_is_told_a_few_times() {
+        let mut told = Told::default();
+        let news = (0..10_000).filter(|port| told.is_news(&format!("connect from port {port}: refused"))).count();
+        assert_eq!((news, told.0.len()), (MOST_TOLD, MOST_TOLD), "nor is more kept of it");
     }
 }

@@ -307,6 +307,54 @@ mod tests {
         outbox.refuse_expiries(&[poison], now + REFUSED);
         assert_eq!(outbox.refused_since(poison), Some(now), "since the first time");
     }
+
+    /// The database is there, and refuses all that it is told, for a day in which the desktops go on changing.
+    #[tokio::test(start_paused = true)]
+    async fn a_day_of_refusals_costs_each_entry_a_try_a_minute_and_one_line() {
+        const DESKTOPS: usize = 10;
+        let (mut outbox, start, day) = (Outbox::default(), Instant::now(), Duration::from_secs(86_400));
+        let (mut now, mut generation, mut tries, mut news) = (start, 0, [0, 0], [0, 0]);
+        while now < start + day {
+            generation += 1;
+            for id in (1..).take(DESKTOPS) {
+                outbox.report(Report { generation, ..report(id) });
+                outbox.expire(Uuid::from_u128(id));
+                outbox.waits_since(Uuid::from_u128(id), now);
+            }
+            // Until none is due.
+            for _ in 0..2 * DESKTOPS {
+                let (reports, expiries) = (outbox.next_reports(now), outbox.next_expiries(now));
+                tries[0] += usize::from(!reports.is_empty());
+                tries[1] += usize::from(!expiries.is_empty());
+                let is_news = |refusal: Option<Refusal>| usize::from(refusal.is_some_and(|refusal| refusal.is_news));
+                news[0] += if reports.is_empty() { 0 } else { is_news(outbox.refuse(&reports, now)) };
+                news[1] += if expiries.is_empty() { 0 } else { is_news(outbox.refuse_expiries(&expiries, now)) };
+            }
+            assert!(outbox.next_reports(now).is_empty() && outbox.next_expiries(now).is_empty());
+            assert_eq!((outbox.len(), outbox.since.len()), (2 * DESKTOPS, DESKTOPS));
+            assert_eq!((outbox.refused.len(), outbox.refused_expiries.len()), (DESKTOPS, DESKTOPS));
+            now += REFUSED / 6;
+        }
+        assert_eq!(news, [DESKTOPS; 2], "each is told once");
+        let least = 24 * 60 * DESKTOPS;
+        assert!(tries.iter().all(|tries| (least..least + 10).contains(tries)), "{tries:?} tries in a day");
+        now += REFUSED;
+        let mut statements = 0;
+        while !outbox.is_empty() {
+            statements += 1;
+            let (reports, expiries) = (outbox.next_reports(now), outbox.next_expiries(now));
+            outbox.accepted();
+            outbox.expiries_accepted();
+            for report in &reports {
+                assert_eq!(report.generation, generation, "the last word");
+                outbox.answered(report, Answer::Final);
+            }
+            expiries.iter().for_each(|id| assert!(outbox.expiry_answered(*id, Answer::Final)));
+        }
+        assert!(statements <= 5, "it is caught up in {statements} statements of each kind");
+        assert!(outbox.refused.is_empty() && outbox.refused_expiries.is_empty() && outbox.since.is_empty());
+    }
+
     proptest::proptest! {
         #![proptest_config(proptest::prelude::ProptestConfig { cases: 64, ..Default::default() })]
 

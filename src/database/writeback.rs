@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use deadpool_postgres::Pool;
 use jiff::SignedDuration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -22,9 +21,9 @@ use super::connect::{Param, query};
 use super::contact::Contact;
 use super::outbox::{Answer, Outbox, Refusal};
 use super::store::{Remembered, Store};
+use super::writer::Writer;
 use crate::clock::Clock;
 use crate::health::Pulse;
-use crate::lease::Term;
 use crate::metrics::Metrics;
 use crate::model::{Report, RowStatus};
 use crate::names::Key;
@@ -116,14 +115,19 @@ impl WriteBack {
     }
 
     /// Writes until the database says that the term is over. What waits is told in the next.
-    pub async fn run(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) {
+    pub async fn run(&self, writer: Writer<'_>, store: &Store, queue: &Queue) {
+        self.run_by(async || self.write(writer, store, queue).await).await;
+    }
+
+    /// Writes by one try after the other, each of which tells whether it moved anything.
+    async fn run_by(&self, write: impl AsyncFn() -> anyhow::Result<bool>) {
         let (mut backoff, mut trouble) = (BACKOFF.0, false);
         loop {
             if self.lag() == 0 {
                 self.changed.notified().await;
                 sleep(GATHER).await;
             }
-            match self.write(pool, term, store, queue).await {
+            match write().await {
                 Ok(moved) => {
                     self.contact.answered(self.lag() > 0);
                     (backoff, trouble) = (BACKOFF.0, false);
@@ -148,12 +152,12 @@ impl WriteBack {
     }
 
     /// Writes one batch of each kind. Tells whether that moved anything.
-    async fn write(&self, pool: &Pool, term: Term, store: &Store, queue: &Queue) -> anyhow::Result<bool> {
+    async fn write(&self, writer: Writer<'_>, store: &Store, queue: &Queue) -> anyhow::Result<bool> {
         let due = self.outbox().next_expiries(Instant::now());
         self.count_batch(due.len());
         let mut moved = false;
         if !due.is_empty() {
-            match self.write_expiries(pool, term, store, queue, &due).await {
+            match self.write_expiries(writer, store, queue, &due).await {
                 Ok(done) => moved = done,
                 Err(error) if is_refusal(&error) => {
                     if let Some(Refusal { id, is_news }) = self.outbox().refuse_expiries(&due, Instant::now()) {
@@ -173,8 +177,8 @@ impl WriteBack {
             return Ok(moved);
         }
         self.count_batch(reports.len());
-        match report(pool, term, &reports).await {
-            Ok(answers) => moved |= self.take_answers(pool, store, queue, &reports, &answers).await?,
+        match report(writer, &reports).await {
+            Ok(answers) => moved |= self.take_answers(writer, store, queue, &reports, &answers).await?,
             Err(error) if is_refusal(&error) => {
                 let alone = self.outbox().refuse(&reports, Instant::now());
                 if let Some(Refusal { id, is_news: true }) = alone {
@@ -212,15 +216,14 @@ impl WriteBack {
 
     async fn write_expiries(
         &self,
-        pool: &Pool,
-        term: Term,
+        writer: Writer<'_>,
         store: &Store,
         queue: &Queue,
         due: &[Uuid],
     ) -> anyhow::Result<bool> {
         let (mut decided, mut expired) = (vec![], vec![]);
         let mut too_early = false;
-        let answers = expire(pool, term, due).await?;
+        let answers = expire(writer, due).await?;
         self.outbox().expiries_accepted();
         for (id, word) in answers {
             let answer = Answer::of(&word);
@@ -235,7 +238,7 @@ impl WriteBack {
             too_early |= answer == Answer::Stale;
         }
         // What the database decided is read from it, like everything else.
-        let read = super::rows::by_id(pool, &decided, &store.unreadable).await.map(|found| {
+        let read = super::rows::by_id(writer.pool, &decided, &store.unreadable).await.map(|found| {
             for row in found.rows.iter().filter(|row| expired.contains(&row.id)) {
                 let late = row.changed_at.duration_since(row.expires_at);
                 self.metrics.deadline_lateness.observe(late.as_secs_f64());
@@ -254,7 +257,7 @@ impl WriteBack {
 
     async fn take_answers(
         &self,
-        pool: &Pool,
+        writer: Writer<'_>,
         store: &Store,
         queue: &Queue,
         reports: &[Report],
@@ -280,8 +283,9 @@ impl WriteBack {
             warn!(desktops = ?stale, "the database has gone back behind what was acted on; reading anew");
             sleep(BUSY).await;
             stale.iter().for_each(|id| store.forget(*id));
-            let read =
-                super::rows::by_id(pool, &stale, &store.unreadable).await.map(|found| store.take_in(found.rows, queue));
+            let read = super::rows::by_id(writer.pool, &stale, &store.unreadable)
+                .await
+                .map(|found| store.take_in(found.rows, queue));
             stale.iter().for_each(|id| queue.wake(&Key::of_row(*id), Lane::Makes));
             read?;
         }
@@ -301,25 +305,26 @@ fn is_refusal(error: &anyhow::Error) -> bool {
 /// # Errors
 ///
 /// If the database does not answer.
-pub async fn acquire(pool: &Pool, term: Term, holder: &str) -> anyhow::Result<Option<i64>> {
-    let params: [Param<'_>; 3] = [(&term.epoch, Type::INT8), (&term.token, Type::UUID), (&holder, Type::TEXT)];
-    let taken = query(pool, "select cyberdesk.acquire($1, $2, $3)", &params).await.context("take the fence")?;
+pub async fn acquire(writer: Writer<'_>, holder: &str) -> anyhow::Result<Option<i64>> {
+    let params: [Param<'_>; 1] = [(&holder, Type::TEXT)];
+    let taken = writer.query("select cyberdesk.acquire($1, $2, $3)", &params).await.context("take the fence")?;
     if taken.first().context("the fence gave no answer")?.try_get(0)? {
         return Ok(None);
     }
-    let rows = query(pool, "select cyberdesk.fence_epoch()", &[]).await.context("read the fence")?;
+    let rows = query(writer.pool, "select cyberdesk.fence_epoch()", &[]).await.context("read the fence")?;
     Ok(Some(rows.first().context("the fence has no epoch")?.try_get(0)?))
 }
 
-async fn expire(pool: &Pool, term: Term, ids: &[Uuid]) -> anyhow::Result<Vec<(Uuid, String)>> {
-    let params: [Param<'_>; 3] = [(&term.epoch, Type::INT8), (&term.token, Type::UUID), (&ids, Type::UUID_ARRAY)];
-    let rows = query(pool, "select id, answer from cyberdesk.expire($1, $2, $3)", &params)
+async fn expire(writer: Writer<'_>, ids: &[Uuid]) -> anyhow::Result<Vec<(Uuid, String)>> {
+    let params: [Param<'_>; 1] = [(&ids, Type::UUID_ARRAY)];
+    let rows = writer
+        .query("select id, answer from cyberdesk.expire($1, $2, $3)", &params)
         .await
         .context("end desktops at their deadline")?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-async fn report(pool: &Pool, term: Term, reports: &[Report]) -> anyhow::Result<BTreeMap<Uuid, Answer>> {
+async fn report(writer: Writer<'_>, reports: &[Report]) -> anyhow::Result<BTreeMap<Uuid, Answer>> {
     let ids: Vec<Uuid> = reports.iter().map(|r| r.id).collect();
     let generations: Vec<i64> = reports.iter().map(|r| r.generation).collect();
     let vm_uids: Vec<Option<&str>> = reports.iter().map(|r| r.vm_uid.as_deref()).collect();
@@ -328,9 +333,7 @@ async fn report(pool: &Pool, term: Term, reports: &[Report]) -> anyhow::Result<B
     let messages: Vec<Option<&str>> = reports.iter().map(|r| r.message.as_deref()).collect();
     let stream_urls: Vec<Option<&str>> = reports.iter().map(|r| r.stream_url.as_deref()).collect();
     let ended: Vec<bool> = reports.iter().map(|r| r.ended).collect();
-    let params: [Param<'_>; 10] = [
-        (&term.epoch, Type::INT8),
-        (&term.token, Type::UUID),
+    let params: [Param<'_>; 8] = [
         (&ids, Type::UUID_ARRAY),
         (&generations, Type::INT8_ARRAY),
         (&vm_uids, Type::TEXT_ARRAY),
@@ -341,6 +344,88 @@ async fn report(pool: &Pool, term: Term, reports: &[Report]) -> anyhow::Result<B
         (&ended, Type::BOOL_ARRAY),
     ];
     let statement = "select id, answer from cyberdesk.report($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
-    let rows = query(pool, statement, &params).await.context("write back what became of desktops")?;
+    let rows = writer.query(statement, &params).await.context("write back what became of desktops")?;
     rows.iter().map(|row| Ok((row.try_get(0)?, Answer::of(row.try_get(1)?)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use anyhow::bail;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+    const DESKTOPS: u128 = 200;
+
+    fn report(id: u128, generation: i64) -> Report {
+        Report {
+            id: Uuid::from_u128(id),
+            generation,
+            vm_uid: None,
+            status: None,
+            reason: None,
+            message: None,
+            stream_url: None,
+            ended: false,
+        }
+    }
+
+    /// Desktops change all day long, and half of them come to their deadline; the database is away until the evening.
+    #[tokio::test(start_paused = true)]
+    async fn a_day_without_the_database_costs_a_try_in_five_seconds_one_line_and_one_round_to_catch_up() {
+        let log = tempfile::NamedTempFile::new().expect("a file");
+        let subscriber = tracing_subscriber::fmt().with_writer(log.reopen().expect("the file"));
+        let logging = tracing::subscriber::set_default(subscriber.finish());
+        let (write_back, start) = (WriteBack::default(), Instant::now());
+        let (tries, told) = (Cell::new(0), Mutex::new(vec![]));
+        let write = async || {
+            tries.set(tries.get() + 1);
+            if start.elapsed() < DAY {
+                bail!("connection refused");
+            }
+            let (mut outbox, mut told) = (write_back.outbox(), told.lock().expect("nobody panics with it"));
+            for id in outbox.next_expiries(Instant::now()) {
+                assert!(outbox.expiry_answered(id, Answer::Final));
+            }
+            for report in outbox.next_reports(Instant::now()) {
+                assert!(outbox.answered(&report, Answer::Final));
+                told.push(report.generation);
+            }
+            Ok(true)
+        };
+        let (mut minute, minutes) = (0, 24 * 60);
+        let day = async {
+            while minute < minutes {
+                minute += 1;
+                for id in 1..=DESKTOPS {
+                    write_back.report(report(id, minute), None);
+                    if id % 2 == 0 {
+                        write_back.expire(Uuid::from_u128(id));
+                    }
+                }
+                assert_eq!(write_back.lag(), 300, "one report of each, and one expiry of every other");
+                sleep(Duration::from_secs(60) - Duration::from_millis(1)).await;
+            }
+            assert_eq!(write_back.oldest(), Some(start), "it is known since when");
+            assert!(write_back.silence(None) > SignedDuration::from_hours(23), "and the database is away");
+            let by_then = tries.get();
+            write_back.drained().await;
+            by_then
+        };
+        let by_then = tokio::select! {
+            () = write_back.run_by(write) => unreachable!("the term is not over"),
+            by_then = day => by_then,
+        };
+        drop(logging);
+        let at_most = DAY.as_secs() / BACKOFF.1.as_secs() + 10;
+        assert!((at_most - 20..=at_most).contains(&by_then), "{by_then} tries");
+        let told = told.into_inner().expect("nobody panics with it");
+        assert_eq!(told, vec![minutes; 200], "the last of each, and nothing twice");
+        assert!(tries.get() - by_then <= 2 && write_back.silence(None).is_zero(), "in the next try");
+        let lines = std::fs::read_to_string(log.path()).expect("it is text");
+        assert_eq!(lines.lines().count(), 1, "{lines}");
+        assert!(lines.contains("cannot write back; will try again"), "{lines}");
+    }
 }

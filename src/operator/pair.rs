@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::Operator;
 use crate::brake::{ACCEPTED, BOUND, CONFIRM, CONFIRMED_AT, Cause, ClusterSide, Database, DatabaseSide, Missing};
-use crate::brake::{Verdict, judge};
+use crate::brake::{SIGN_OF_LIFE, Verdict, judge};
 use crate::cluster::CALL_DEADLINE;
 use crate::config::Config;
 use crate::database::bond;
@@ -103,7 +103,8 @@ impl Operator {
                                 self.pull_brake(cause, &message, lease);
                             }
                             if news || told.as_ref().is_some_and(|(_, at)| at.elapsed() > TELL) {
-                                if let Err(error) = bond::brake(&client, &cluster.id, &message).await {
+                                let telling = bond::brake(&client, &cluster.id, &message);
+                                if let Some(Err(error)) = self.leadership.tenure.while_held(telling).await {
                                     debug!(error = %chain(error.as_ref()), "cannot tell the database of the brake");
                                 }
                                 told = Some((message, Instant::now()));
@@ -141,6 +142,7 @@ impl Operator {
     fn accept(&self, sides: Sides, verdict: Verdict) -> Agreed {
         let Sides { database, cluster, .. } = sides;
         self.expected.set(database.itself.clone(), database.epoch);
+        self.expected.acknowledged(database.sign_of_life);
         // Connections from before may lead elsewhere.
         self.pool.retain(|_, _| false);
         *self.database_id() = Some(database.itself.id);
@@ -171,11 +173,15 @@ impl Operator {
 
     /// Writes down on both sides what was agreed on. The database has accepted this term.
     pub(super) async fn bind(&self, term: Term, agreed: &Agreed) -> anyhow::Result<()> {
-        bond::bind(&self.pool, term, &agreed.cluster, agreed.confirmed).await?;
+        bond::bind(self.writer(term), &agreed.cluster, agreed.confirmed).await?;
         let now = self.clock.now().map(|now| now.cluster);
         // One that was given, and not needed any more when the right database came back, must not hold for later.
-        let mut changes =
-            vec![(BOUND, Some(agreed.database.to_string())), (ACCEPTED, Some(term.epoch.to_string())), (CONFIRM, None)];
+        let mut changes = vec![
+            (BOUND, Some(agreed.database.to_string())),
+            (ACCEPTED, Some(term.epoch.to_string())),
+            (SIGN_OF_LIFE, self.expected.sign_of_life().map(|at| at.to_string())),
+            (CONFIRM, None),
+        ];
         if agreed.confirmed {
             changes.push((CONFIRMED_AT, now.map(|now| now.to_string())));
         }
@@ -213,7 +219,8 @@ impl Operator {
         let lease = timeout(CALL_DEADLINE, self.leadership.read(term)).await;
         let lease = lease.context("read the Lease")?.context("read the Lease")?;
         let lease = lease.context("the Lease is another's by now")?;
-        let cluster = cluster_side(id, term, &lease);
+        let sign_of_life = self.expected.sign_of_life();
+        let cluster = ClusterSide { sign_of_life, ..cluster_side(id, term, &lease) };
         let marks = self.marks(cluster.confirmed_at);
         let ids: Vec<Uuid> = marks.iter().map(|(id, _)| *id).collect();
         let (database, lost) = bond::look(client, &ids).await?;
@@ -255,6 +262,7 @@ fn cluster_side(id: String, term: Term, lease: &Lease) -> ClusterSide {
         bond: database.zip(accepted),
         confirmation: annotation(CONFIRM).cloned(),
         confirmed_at: annotation(CONFIRMED_AT).and_then(|text| text.parse().ok()),
+        sign_of_life: None,
     }
 }
 

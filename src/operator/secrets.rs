@@ -35,9 +35,7 @@ impl Operator {
     async fn sweep_once(&self) -> anyhow::Result<()> {
         self.pair_is_right().await;
         for ids in bond::ended_within(&self.pool, BACK).await?.chunks(AT_ONCE) {
-            if let Some(rest) = self.leadership.rest() {
-                tokio::time::timeout(rest, self.cluster.sweep_secrets(&secrets_of_rows(ids))).await??;
-            }
+            self.leadership.tenure.while_held(self.cluster.sweep_secrets(&secrets_of_rows(ids))).await.transpose()?;
         }
         Ok(())
     }

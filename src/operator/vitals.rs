@@ -41,7 +41,7 @@ impl Operator {
             rows_read,
             poll: self.poll_interval,
             watches: WATCHES.map(|(kind, check)| (check, self.watch(kind))),
-            leads: self.leadership.rest().is_some(),
+            leads: self.leadership.tenure.rest().is_some(),
             lease_seen: self.leadership.seen.age(),
             lag: (self.write_back.lag(), age(self.write_back.oldest())),
             answered: self.write_back.answered.age(),

@@ -35,7 +35,7 @@ pub(crate) struct Desktop {
 }
 
 /// Both tables, the fence and the bond.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Database {
     pub(crate) itself: brake::Database,
     pub(crate) bond: Option<(String, (String, i64))>,
@@ -172,6 +172,7 @@ impl Database {
             epoch: self.epoch(),
             bond: self.bond.clone(),
             confirmation: self.confirmation.clone(),
+            sign_of_life: None,
         }
     }
 

@@ -167,13 +167,20 @@ impl World {
     }
 
     pub(crate) fn writes_back(&mut self, at: usize) -> Told {
-        let before = self.aside.is_some().then(|| self.database.clone());
+        let before = self.database.clone();
         let told = self.writes(at);
+        if before == self.database {
+            return Ok(told);
+        }
+        if self.lease.holder != Some(at) {
+            return Err("the database is written by one whose Lease is another's".to_owned());
+        }
         // Until somebody has confirmed it, which takes `aside` away.
-        let changed = before.is_some_and(|before| {
-            self.aside.is_some() && (before.rows != self.database.rows || before.desktops != self.database.desktops)
-        });
-        if changed { Err("a row of the wrong database is written".to_owned()) } else { Ok(told) }
+        let row = before.rows != self.database.rows || before.desktops != self.database.desktops;
+        if row && self.aside.is_some() {
+            return Err("a row of the wrong database is written".to_owned());
+        }
+        Ok(told)
     }
 
     pub(crate) fn writes(&mut self, at: usize) -> Option<String> {
@@ -182,7 +189,9 @@ impl World {
         let database = &self.database;
         let daemon =
             self.processes[at].runs().filter(|daemon| self.database_away.is_none() && daemon.admits(database))?;
-        if matches!(daemon.pair, Pair::Unjudged | Pair::Braked(_)) {
+        // Nothing is sent unless the Lease is held just then.
+        let holds = daemon.leads() || self.bug == Some(Bug::WritesWithoutTheLease);
+        if !holds || matches!(daemon.pair, Pair::Unjudged | Pair::Braked(_)) {
             return None;
         }
         if let (Some((term, _)), Pair::Agreed { confirmed, .. }, true) =

@@ -4,8 +4,9 @@
 //! confirms the other. After each step the invariants are checked; in the end everything comes back and must settle.
 //!
 //! `CYBERDESK_SIMULATION_SCHEDULES=1000000 cargo test --release --test simulation` plays a million, and says every half
-//! minute how far it has come; `CYBERDESK_SIMULATION_SEED=N` plays one and tells it. A schedule that breaks an invariant
-//! is shrunk to the shortest story that still does.
+//! minute how far it has come; `CYBERDESK_SIMULATION_FIRST=N` has it begin at another seed than 0.
+//! `CYBERDESK_SIMULATION_SEED=N` plays one and tells it. A schedule that breaks an invariant is shrunk to the shortest
+//! story that still does.
 
 mod cluster;
 mod daemon;
@@ -159,7 +160,10 @@ fn setting(name: &str) -> Option<u64> {
 fn every_schedule_keeps_the_invariants_and_settles() {
     let seeds = match setting("CYBERDESK_SIMULATION_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..setting("CYBERDESK_SIMULATION_SCHEDULES").unwrap_or(SCHEDULES),
+        None => {
+            let first = setting("CYBERDESK_SIMULATION_FIRST").unwrap_or_default();
+            first..first + setting("CYBERDESK_SIMULATION_SCHEDULES").unwrap_or(SCHEDULES)
+        }
     };
     let (count, began) = (seeds.end - seeds.start, Instant::now());
     if let Some(seed) = first_broken(seeds, None) {

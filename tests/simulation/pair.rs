@@ -88,7 +88,9 @@ impl World {
         if !how.is_multiple_of(4) {
             return None;
         }
-        let accepted = self.lease.bond.as_ref().map_or(0, |(_, epoch)| *epoch);
+        // Of one that was confirmed just now and knows of no term yet, nothing can tell that it has gone back.
+        let bond = self.lease.bond.as_ref().filter(|(database, _)| *database == self.database.itself);
+        let accepted = bond.map_or(0, |(_, epoch)| *epoch);
         let mine = |database: &Database| database.itself.id == self.database.itself.id;
         self.databases += 1;
         let oid = i64::try_from(self.databases).expect("a few");

@@ -29,10 +29,12 @@ pub(crate) enum Bug {
     SecretsOfAll,
     /// A Secret that came when its desktop was over is there for good.
     NeverSweeps,
+    /// Whoever has a term writes to the database, though the Lease may be another's by now.
+    WritesWithoutTheLease,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::TimeoutNotTold,
         Self::FailureNotTold,
         Self::NotInStatusNotDeleted,
@@ -46,5 +48,6 @@ impl Bug {
         Self::SecretLeft,
         Self::SecretsOfAll,
         Self::NeverSweeps,
+        Self::WritesWithoutTheLease,
     ];
 }

@@ -64,6 +64,7 @@ impl Lease {
             bond: self.bond.clone(),
             confirmation: self.confirmation.clone(),
             confirmed_at: self.confirmed_at,
+            sign_of_life: None,
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::{Instant, interval};
 
 use outages::{without_postgres, without_the_api_server};
 
+use crate::lives::stubborn;
 use crate::scale::many;
 use crate::world::{World, vm_name};
 use crate::{Story, story};
@@ -98,23 +99,9 @@ async fn flap(world: &World, id: &str, others: impl Future<Output = Result<()>>)
     Ok(tokio::try_join!(flapping, others)?.0)
 }
 
-/// A guest that does not heed its shutdown, and has its grace: longer than it is restless.
-const STUBBORN: &str = "
-apiVersion: kubevirt.io/v1
-kind: VirtualMachine
-metadata: {}
-spec:
-  runStrategy: Once
-  template:
-    metadata:
-      annotations: {guest.testbed/ignores-acpi: 'true'}
-    spec:
-      terminationGracePeriodSeconds: 30
-      domain: {memory: {guest: 64Mi}, devices: {}}
-";
-
 async fn a_hot_end(world: &World) -> Result<()> {
-    world.templates(&[("default.yaml", STUBBORN)]).await?;
+    // Longer than it is restless.
+    world.templates(&[("default.yaml", &stubborn(30))]).await?;
     world.start_operator(&[("CYBERDESK_LOG", "warn,cyberdesk_operator::operator=debug")]).await?;
     let (hot, other) = (world.running_desktop("1 hour").await?, world.running_desktop("1 hour").await?);
     let deleted = async |id: &str| {

@@ -24,6 +24,7 @@ pub(crate) fn stories() -> Vec<Story> {
         story("an empty database is confirmed by SQL, and another database's desktops stay", emptied),
         story("a table emptied round its triggers ends nothing until a person confirms", truncated),
         story("a database that has gone back brakes, and a confirmation holds for that once", gone_back),
+        story("a database restored in place within the term brakes, also for the next leader", restored_in_place),
         story("a second cluster on the same database stands still until a person confirms", another_cluster),
         story("a database that was only away does not brake", failed_over),
         story("an app that deletes all its desktops at once does not brake", all_at_once).alone(),
@@ -68,6 +69,47 @@ async fn copy_into(world: &World, other: &Database) -> Result<()> {
          alter database {here} allow_connections true"
     );
     without_sessions(&[here, there], world, &statements).await?;
+    world.reconnect().await
+}
+
+/// Keeps what is in the database now.
+const KEEP: &str = "
+    create schema kept;
+    do $$
+    declare
+      its record;
+    begin
+      for its in select schemaname, tablename from pg_tables where schemaname in ('cyberdesk', 'public') loop
+        execute format('create table kept.%I as table %I.%I', its.tablename, its.schemaname, its.tablename);
+      end loop;
+    end $$";
+
+/// Puts it back, as of an hour ago.
+const PUT_BACK: &str = "
+    set session_replication_role = replica;
+    do $$
+    declare
+      its record;
+    begin
+      for its in select schemaname, tablename from pg_tables where schemaname in ('cyberdesk', 'public') loop
+        execute format('delete from %I.%I', its.schemaname, its.tablename);
+        execute format('insert into %I.%I overriding system value table kept.%I', its.schemaname, its.tablename, its.tablename);
+      end loop;
+    end $$;
+    update cyberdesk.service set seen_at = seen_at - interval '1 hour', last_sign_of_life = last_sign_of_life - interval '1 hour'";
+
+/// Has the database be in the state that was kept: same server, same oid, same epoch. As a restore does, it bears no
+/// session.
+async fn restore_in_place(world: &World) -> Result<()> {
+    let here = world.database.name();
+    let aside = world.parts.testbed.postgres.database().await?;
+    let admin = aside.connect_as(SUPERUSER).await?;
+    let cut = format!("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{here}'");
+    // Superusers are let in all the same.
+    admin.batch_execute(&format!("alter database {here} connection limit 0")).await?;
+    admin.batch_execute(&cut).await?;
+    as_superuser(world, PUT_BACK).await?;
+    admin.batch_execute(&format!("alter database {here} connection limit -1")).await?;
     world.reconnect().await
 }
 
@@ -292,6 +334,44 @@ async fn gone_back(world: &World) -> Result<()> {
             Ok(asked.len() == 2)
         })
         .await?;
+    Ok(())
+}
+
+async fn restored_in_place(world: &World) -> Result<()> {
+    world.start_operator(&[("CYBERDESK_ORPHAN_GRACE", "10s")]).await?;
+    let (known, brought_back) = (world.running_desktop("1 hour").await?, world.running_desktop("1 hour").await?);
+    as_superuser(world, KEEP).await?;
+    let unknown = world.running_desktop("1 hour").await?;
+    world.request_shutdown(&brought_back).await?;
+    world.until_over(&brought_back).await?;
+    let before = objects(world).await?;
+    restore_in_place(world).await?;
+    let value = until_braked(world, "database-went-back").await?;
+    ensure!(world.operator_log()?.contains("had acknowledged one of"), "it says by what it knows");
+    a_life_by_hand(world, "by-hand").await?;
+
+    // What the leader before had been told is in the Lease.
+    let operator = world.kill_operator().await?;
+    let told_before = world.operator_log()?.matches("braked: ").count();
+    world.revive_operator(operator).await?;
+    world
+        .until("the next leader brakes too", async || {
+            Ok(world.operator_log()?.matches("braked: ").count() > told_before)
+        })
+        .await?;
+    a_life_by_hand(world, "by-hand-again").await?;
+    ensure!(until_braked(world, "database-went-back").await? == value, "it asks for the same");
+    let now = objects(world).await?;
+    ensure!(now == before, "nothing is made or deleted:\n{before:#?}\n{now:#?}");
+    ensure!(world.row(&brought_back).await?.ended_at.is_none(), "no row is ended");
+
+    world.sql(&format!("select cyberdesk.confirm_pair('{value}')")).await?;
+    until_released(world).await?;
+    world.until_over(&brought_back).await?;
+    ensure!(world.row(&brought_back).await?.reason.as_deref() == Some("vm-deleted"));
+    let of_unknown = async || Ok(!world.left().await?.iter().any(|object| object.contains(&unknown)));
+    world.until("what it does not know any more is gone", of_unknown).await?;
+    ensure!(world.row(&known).await?.status == "running" && service_state(world).await? == "serving");
     Ok(())
 }
 

@@ -187,7 +187,8 @@ fn workplace() -> Result<tempfile::TempDir> {
     Ok(folder)
 }
 
-async fn run(script: &str, folder: &Path, kubeconfig: &str) -> Result<()> {
+/// Runs commands as a document has them, with kubectl and the operator at hand.
+pub(crate) async fn run(script: &str, folder: &Path, kubeconfig: &str) -> Result<()> {
     let kubectl = Tool::Kubectl.find().context(Tool::Kubectl.remedy())?;
     #[expect(clippy::disallowed_methods, reason = "where programs are is no setting of the operator")]
     let path = std::env::var_os("PATH").unwrap_or_default();

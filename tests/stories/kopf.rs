@@ -11,7 +11,9 @@ use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::docs::run;
 use crate::manifests;
+use crate::tools::Tool;
 use crate::world::{World, vm_name};
 use crate::{Story, story};
 
@@ -23,6 +25,7 @@ pub(crate) fn stories() -> Vec<Story> {
         ),
         story("what Kopf holds is left alone until it is adopted, and diff says so", left_alone),
         story("adopt does nothing where no VM of Kopf's is found: it may be the wrong namespace", wrong_namespace),
+        story("Kopf's operator is put back as it was saved", put_back).needs(Tool::Kubectl),
     ]
 }
 
@@ -411,5 +414,72 @@ async fn wrong_namespace(world: &World) -> Result<()> {
     ensure!(code == 1 && told.is_empty() && kopf.versions().await? == versions, "{told}");
     let (code, told) = kopf.adopt(&["--yes"]).await?;
     ensure!(code == 0 && told.contains("1 desktops taken over, 0 left"), "{told}");
+    Ok(())
+}
+
+/// Of the objects in a List, what `jq` leaves in docs/migrate-from-kopf.md.
+fn saved(list: &str) -> Result<Vec<Value>> {
+    let mut list: Value = serde_json::from_str(list)?;
+    let items = list["items"].as_array_mut().context("it is a List")?;
+    for item in items.iter_mut() {
+        item.as_object_mut().context("an object")?.remove("status");
+        let metadata = item["metadata"].as_object_mut().context("metadata")?;
+        ["uid", "resourceVersion", "managedFields"].iter().for_each(|field| drop(metadata.remove(*field)));
+    }
+    Ok(std::mem::take(items))
+}
+
+async fn put_back(world: &World) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let kubeconfig = world.parts.testbed.control_plane.kubeconfig().display().to_string();
+    let kubectl = async |script: &str| run(script, folder.path(), &kubeconfig).await;
+    let list = |items: Value| json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string();
+    // Two of the four are the cluster's: in a story their names are its own.
+    let name = format!("{}-kopf", world.namespace);
+    let in_namespace = json!({ "name": name, "namespace": world.namespace });
+    let labels = json!({ "app": name });
+    let pod = json!({ "serviceAccountName": name, "containers": [{ "name": "operator", "image": "cyberdesk-operator:kopf" }] });
+    let role = json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name });
+    let operator = json!([
+        { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": name },
+          "rules": [{ "apiGroups": ["kopf.dev"], "resources": ["clusterkopfpeerings"], "verbs": ["list", "watch"] }] },
+        { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": name },
+          "roleRef": role, "subjects": [{ "kind": "ServiceAccount", "name": name, "namespace": world.namespace }] },
+        { "apiVersion": "v1", "kind": "ServiceAccount", "metadata": in_namespace },
+        { "apiVersion": "apps/v1", "kind": "Deployment", "metadata": in_namespace,
+          "spec": { "replicas": 1, "selector": { "matchLabels": labels },
+                    "template": { "metadata": { "labels": labels }, "spec": pod } } },
+    ]);
+    std::fs::write(folder.path().join("operator.json"), list(operator))?;
+    kubectl("kubectl create -f operator.json").await?;
+
+    let read = async |file: &str| -> Result<Vec<Value>> {
+        kubectl(&format!(
+            "kubectl get clusterrole/{name} clusterrolebinding/{name} --output json > roles-{file}
+             kubectl get serviceaccount/{name} deployment/{name} --namespace {} --output json > daemon-{file}",
+            world.namespace
+        ))
+        .await?;
+        let read = |kind| std::fs::read_to_string(folder.path().join(format!("{kind}-{file}")));
+        Ok([saved(&read("roles")?)?, saved(&read("daemon")?)?].concat())
+    };
+    let before = read("before.json").await?;
+    std::fs::write(folder.path().join("kopf.json"), list(before.clone().into()))?;
+    kubectl(&format!(
+        "kubectl scale deployment/{name} --namespace {} --replicas=0
+         kubectl delete -f operator.json",
+        world.namespace
+    ))
+    .await?;
+    kubectl("kubectl create -f kopf.json").await?;
+    let without_times = |mut objects: Vec<Value>| {
+        for object in &mut objects {
+            let metadata = object["metadata"].as_object_mut().expect("it was read");
+            ["creationTimestamp", "generation"].iter().for_each(|field| drop(metadata.remove(*field)));
+        }
+        objects
+    };
+    let (before, after) = (without_times(before), without_times(read("after.json").await?));
+    ensure!(before.len() == 4 && after == before, "{before:#?}\n{after:#?}");
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cyberdesk_testbed::api_proxy::{ApiProxy, Fault};
+use cyberdesk_testbed::postgres::SUPERUSER;
 use cyberdesk_testbed::supervise::Supervised;
 use cyberdesk_testbed::wire::Condition;
 use futures::TryStreamExt;
@@ -24,6 +25,7 @@ pub(crate) fn stories() -> Vec<Story> {
         story("a Lease is never taken without the time at which it was", taken_in_time),
         story("when the leader is killed, the other takes over when its lease runs out", killed),
         story("a leader frozen past its lease wakes up and stands by", frozen),
+        story("a leader frozen past its lease writes nothing to a database that was restored to its time", restored),
         story("a Lease deleted by hand costs a new term and nothing else", lease_deleted),
         story("a Lease that counts from the start anew is raised above what the database knows", lease_lost),
     ]
@@ -117,6 +119,47 @@ async fn frozen(world: &World) -> Result<()> {
     let after = world.running_desktop("1 hour").await?;
     ensure!(until_one_epoch(world).await? == epoch, "the one that woke up took nothing back");
     ensure!(world.vms().list(&Default::default()).await?.items.len() == 1, "only {after} has a VM");
+    Ok(())
+}
+
+async fn restored(world: &World) -> Result<()> {
+    let (leader, standby) = two(world).await?;
+    let id = world.running_desktop("1 hour").await?;
+    until_one_epoch(world).await?;
+    let admin = world.database.connect_as(SUPERUSER).await?;
+    admin.batch_execute("create table earlier as select * from cyberdesk.fence").await?;
+    let count =
+        async |what: &str| anyhow::Ok(admin.query_one(&format!("select count(*) {what}"), &[]).await?.get::<_, i64>(0));
+
+    // It is due, and as somebody has locked it, the leader asks again and again.
+    let somebody = world.database.connect_as(SUPERUSER).await?;
+    world.app("update cyberdesk_instances set timeout_at = now() + interval '5 seconds' where id = $1", &id).await?;
+    somebody
+        .batch_execute("begin; select from cyberdesk_instances for update; select from cyberdesk.desktop for update")
+        .await?;
+    let sessions = "from pg_stat_activity where datname = current_database() and usename = 'cyberdesk_daemon'";
+    let asks = format!("{sessions} and query like '%cyberdesk.expire%'");
+    world.until("the leader asks for its end", async || Ok(count(&asks).await? > 0)).await?;
+    leader.signal(Signal::STOP)?;
+    until_leads(world, "b").await?;
+    world.daemon_says("b", "writing to the database").await?;
+
+    // As after a restore in place to the term of the first: the fence would let it write.
+    admin
+        .batch_execute(
+            "update cyberdesk.fence f set epoch = e.epoch, token = e.token, holder = e.holder from earlier e",
+        )
+        .await?;
+    world.daemon_says("b", "braked").await?;
+    somebody.batch_execute("rollback").await?;
+    leader.signal(Signal::CONT)?;
+    world.daemon_says("a", "standing by").await?;
+    leader.kill9().await?;
+    standby.kill9().await?;
+    world.until("nothing is under way any more", async || Ok(count(sessions).await? == 0)).await?;
+    let untouched =
+        "from cyberdesk_instances where status = 'running' and reason is null and shutdown_requested_at is null";
+    ensure!(count(untouched).await? == 1, "one that does not lead any more ended it: {:?}", world.row(&id).await?);
     Ok(())
 }
 

@@ -144,23 +144,27 @@ async fn the_guest_crashes(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// A guest that does not listen to the power button, with two seconds of grace.
-const STUBBORN: &str = "
+/// A template whose guest does not listen to the power button, and has so many seconds of grace.
+pub(crate) fn stubborn(grace: u32) -> String {
+    format!(
+        "
 apiVersion: kubevirt.io/v1
 kind: VirtualMachine
-metadata: {}
+metadata: {{}}
 spec:
   runStrategy: Once
   template:
     metadata:
-      annotations: {guest.testbed/ignores-acpi: 'true'}
+      annotations: {{guest.testbed/ignores-acpi: 'true'}}
     spec:
-      terminationGracePeriodSeconds: 2
-      domain: {memory: {guest: 64Mi}, devices: {}}
-";
+      terminationGracePeriodSeconds: {grace}
+      domain: {{memory: {{guest: 64Mi}}, devices: {{}}}}
+"
+    )
+}
 
 async fn the_guest_ignores_acpi(world: &World) -> Result<()> {
-    world.templates(&[("default.yaml", STUBBORN)]).await?;
+    world.templates(&[("default.yaml", &stubborn(2))]).await?;
     world.start_operator(&[]).await?;
     let id = world.running_desktop("1 hour").await?;
     world.request_shutdown(&id).await?;

@@ -3,7 +3,9 @@
 use anyhow::{Context as _, Result, ensure};
 use cyberdesk_operator::database::migrate::{Error, migrate};
 use cyberdesk_testbed::{Caller, Postgres};
+use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::Story;
@@ -295,6 +297,12 @@ async fn service_state(postgres: &Postgres) -> Result<()> {
 
     let anonymous = rpc(&fixture, Caller::Anon, "desktop_service_state", json!({})).await;
     ensure!(super::fixture::code(anonymous) == "42501");
+    let (client, parameters): (_, [&(dyn ToSql + Sync); 2]) =
+        (&fixture.operator.client, [&fixture.operator.epoch, &fixture.operator.token]);
+    let told: Timestamp = client.query_one(alive, &parameters).await?.get(0);
+    fixture.app.batch_execute("update cyberdesk.service set seen_at = now() + interval '1 hour'").await?;
+    let last: Timestamp = client.query_one("select cyberdesk.last_sign_of_life()", &[]).await?.get(0);
+    ensure!(last == told, "what it was told, whatever has been told of a brake since");
     let deposed = fixture.operator.client.execute(alive, &[&0_i64, &fixture.operator.token]).await;
     ensure!(super::fixture::code(deposed) == "CD001", "only who may write shows that it lives");
     Ok(())

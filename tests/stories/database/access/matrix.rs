@@ -83,6 +83,7 @@ pub(super) const MATRIX: &[Line] = &[
     ("function cyberdesk.applied_migrations()", OPERATOR),
     ("function cyberdesk.history_of(uuid)", OPERATOR),
     ("function cyberdesk.identity()", OPERATOR),
+    ("function cyberdesk.last_sign_of_life()", OPERATOR),
     ("function cyberdesk.live_desktops()", OPERATOR),
     ("function cyberdesk.lost(uuid[])", OPERATOR),
     ("function cyberdesk.pair()", OPERATOR),
