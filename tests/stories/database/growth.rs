@@ -95,6 +95,7 @@ async fn years(postgres: &Postgres) -> Result<()> {
         ("applied_migrations", "", few),
         ("paused", "", few),
         ("pair", "", few),
+        ("last_sign_of_life", "", few),
         ("lost", &ids, all_live),
         ("ended_within", "3600", few),
         ("bind", &format!("{term}, 'cluster', true"), all_live),
