@@ -54,7 +54,7 @@ pub(super) const REPORTS: [(Life, &str); 5] = [
 pub(super) const HOUSEKEEPING: [&str; 6] = ["acquire", "bind", "reconcile_projection", "sign_of_life", "warn", "trim"];
 
 /// Statements that change nothing.
-pub(super) const READS: [&str; 9] = [
+pub(super) const READS: [&str; 10] = [
     "live_desktops",
     "dirty_desktops",
     "desktops_by_id",
@@ -63,6 +63,7 @@ pub(super) const READS: [&str; 9] = [
     "pair",
     "lost",
     "paused",
+    "last_sign_of_life",
     "fence_epoch",
 ];
 
@@ -76,13 +77,17 @@ impl Life {
         }
     }
 
-    /// What its history tells.
-    pub(super) fn history(self) -> &'static str {
+    /// What its history may tell. A deadline to which the database has not answered for a second, as on a busy machine,
+    /// is kept by the CR: then nobody has asked for a shutdown.
+    pub(super) fn histories(self) -> &'static [&'static str] {
         match self {
-            Self::Requested | Self::CrDeleted => "created, status, shutdown-requested, ended",
-            Self::Deadline | Self::Moved => "created, status, deadline, shutdown-requested, ended",
-            Self::PowerOff => "created, status, ended",
-            Self::ByHand => "",
+            Self::Requested | Self::CrDeleted => &["created, status, shutdown-requested, ended"],
+            Self::Moved => &["created, status, deadline, shutdown-requested, ended"],
+            Self::Deadline => {
+                &["created, status, deadline, shutdown-requested, ended", "created, status, deadline, ended"]
+            }
+            Self::PowerOff => &["created, status, ended"],
+            Self::ByHand => &[],
         }
     }
 
