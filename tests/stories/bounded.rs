@@ -42,6 +42,8 @@ pub(crate) fn stories() -> Vec<Story> {
 const CHANGES: (u32, usize) = (50, 250);
 /// Looks at one desktop in one lane that may follow one another at once (`queue::BURST`), before there is one a second.
 const BURST: usize = 40;
+/// What others do takes at most so many times as long beside it: machines and moments differ.
+const DELAY: u32 = 5;
 
 async fn a_hot_desktop(world: &World) -> Result<()> {
     let proxy = ApiProxy::start(&world.parts.testbed.control_plane).await?;
@@ -50,15 +52,19 @@ async fn a_hot_desktop(world: &World) -> Result<()> {
     let lines = || anyhow::Ok(world.operator_log()?.lines().filter(|line| line.contains(&hot)).count());
     let writes = || proxy.done("patch", "cyberdesks/status", &hot);
     let told = async || world.history(&hot).await;
+    let another = async || {
+        let began = Instant::now();
+        let id = world.running_desktop("1 hour").await?;
+        world.request_shutdown(&id).await?;
+        world.until_over(&id).await?;
+        Ok(began.elapsed())
+    };
+    let quiet = another().await?;
     let (lines_before, writes_before, told_before) = (lines()?, writes(), told().await?);
 
     let began = Instant::now();
-    let another = async {
-        let id = world.running_desktop("1 hour").await?;
-        world.request_shutdown(&id).await?;
-        world.until_over(&id).await.map(drop)
-    };
-    let changes = flap(world, &hot, another).await?;
+    let (changes, beside) = flap(world, &hot, another()).await?;
+    ensure!(beside < DELAY * quiet, "another desktop's life took {beside:?}, and {quiet:?} before");
     let last = address(changes);
     let settled = async || Ok(world.cr_status(&hot, "ip").await?.as_deref() == Some(last.as_str()));
     world.until("the CR tells the last address", settled).await?;
@@ -74,15 +80,14 @@ async fn a_hot_desktop(world: &World) -> Result<()> {
     world.until_over(&hot).await.map(drop)
 }
 
-/// Changes its VMI again and again for as long as others are at work, and answers how often. Were they held up by it,
-/// it would never end.
-async fn flap(world: &World, id: &str, others: impl Future<Output = Result<()>>) -> Result<usize> {
+/// Changes its VMI again and again for as long as others are at work, and answers how often, and what they answer.
+async fn flap<T>(world: &World, id: &str, others: impl Future<Output = Result<T>>) -> Result<(usize, T)> {
     let vmis = kubevirt::vmis(&kubevirt::as_kubevirt(&world.parts.client), &world.namespace);
     let at_work = Cell::new(true);
     let others = async {
-        others.await?;
+        let done = others.await?;
         at_work.set(false);
-        Ok(())
+        Ok(done)
     };
     let flapping = async {
         let mut ticks = interval(Duration::from_secs(1) / CHANGES.0);
@@ -96,31 +101,33 @@ async fn flap(world: &World, id: &str, others: impl Future<Output = Result<()>>)
         }
         anyhow::Ok(changes)
     };
-    Ok(tokio::try_join!(flapping, others)?.0)
+    tokio::try_join!(flapping, others)
 }
 
 async fn a_hot_end(world: &World) -> Result<()> {
     // Longer than it is restless.
     world.templates(&[("default.yaml", &stubborn(30))]).await?;
     world.start_operator(&[("CYBERDESK_LOG", "warn,cyberdesk_operator::operator=debug")]).await?;
-    let (hot, other) = (world.running_desktop("1 hour").await?, world.running_desktop("1 hour").await?);
-    let deleted = async |id: &str| {
-        let vmi = world.vmis().get(&vm_name(id)).await?;
-        Ok(vmi.metadata.deletion_timestamp.is_some())
+    let hot = world.running_desktop("1 hour").await?;
+    let until_deleted = async |id: &str| {
+        world.request_shutdown(id).await?;
+        let deleted = async || Ok(world.vmis().get(&vm_name(id)).await?.metadata.deletion_timestamp.is_some());
+        world.until(&format!("the VMI of {id} is being deleted"), deleted).await
     };
-    world.request_shutdown(&hot).await?;
-    world.until("it is being deleted", async || deleted(&hot).await).await?;
+    let another = async || {
+        let began = Instant::now();
+        until_deleted(&world.running_desktop("1 hour").await?).await?;
+        Ok(began.elapsed())
+    };
+    let quiet = another().await?;
+    until_deleted(&hot).await?;
     let looks = || {
         let log = world.operator_log()?;
         anyhow::Ok(log.lines().filter(|line| line.contains(" looked ") && line.contains(&hot)).count())
     };
     let (before, began) = (looks()?, Instant::now());
-    let another = async {
-        world.request_shutdown(&other).await?;
-        world.until("another is being deleted too", async || deleted(&other).await).await?;
-        world.running_desktop("1 hour").await.map(drop)
-    };
-    let changes = flap(world, &hot, another).await?;
+    let (changes, beside) = flap(world, &hot, another()).await?;
+    ensure!(beside < DELAY * quiet, "others took {beside:?}, and {quiet:?} before");
     let seconds = usize::try_from(began.elapsed().as_secs())? + 1;
     // A few were for its request and its VM, before its VMI was told of as deleted.
     let (looked, most) = (looks()? - before, BURST + seconds + 10);

@@ -75,9 +75,7 @@ async fn goes_on(world: &World, operator: &Supervised, wire: &Wire, desktops: us
     let seconds = usize::try_from(STEADY.as_secs())?;
     let tried = after.tried - grown.tried;
     ensure!((1..=TRIES * seconds).contains(&tried), "{tried} connections were tried in {seconds} s");
-    // The back-off is random: some one in three is more or fewer.
-    let earlier = grown.tried - before.tried;
-    ensure!(3 * tried <= 4 * earlier + 3 * TRIES, "{tried} connections were tried, after {earlier} in as long before");
+    ensure!(tried <= grown.tried - before.tried + TRIES, "and no more than in the time before");
     ensure!(after.kept <= 2 * desktops && after.kept == grown.kept, "queue and write-back keep {}", after.kept);
     ensure!(after.files <= before.files + 4, "{} files and sockets are open", after.files);
     let grew = after.resident_kib.saturating_sub(grown.resident_kib);
@@ -132,7 +130,7 @@ pub(super) async fn without_postgres(world: &World) -> Result<()> {
     let released = async || Ok(world.crs().list(&Default::default()).await?.items.len() == living.len());
     world.until("their CRs are released", released).await?;
     let reports = statements(world, "report").await? - reports;
-    ensure!((1..8).contains(&reports), "{reports} statements for what became of 8: they are told together");
+    ensure!((1..=3).contains(&reports), "{reports} statements for what one or two can tell");
     let (tried, lines) = (wire.made() - tried, world.operator_log()?.lines().count() - lines);
     ensure!(tried <= 12, "{tried} connections, where four are held");
     ensure!(wire.open() <= 5 && lines <= LINES.0 + 4 * 8, "{} connections, {lines} lines", wire.open());

@@ -77,17 +77,15 @@ impl Life {
         }
     }
 
-    /// What its history may tell. A deadline to which the database has not answered for a second, as on a busy machine,
-    /// is kept by the CR: then nobody has asked for a shutdown.
-    pub(super) fn histories(self) -> &'static [&'static str] {
+    /// What its history tells. A deadline that was `kept_by_cr`, for the database did not answer, has nobody who asked
+    /// for a shutdown.
+    pub(super) fn history(self, kept_by_cr: bool) -> &'static str {
         match self {
-            Self::Requested | Self::CrDeleted => &["created, status, shutdown-requested, ended"],
-            Self::Moved => &["created, status, deadline, shutdown-requested, ended"],
-            Self::Deadline => {
-                &["created, status, deadline, shutdown-requested, ended", "created, status, deadline, ended"]
-            }
-            Self::PowerOff => &["created, status, ended"],
-            Self::ByHand => &[],
+            Self::Deadline if kept_by_cr => "created, status, deadline, ended",
+            Self::Deadline | Self::Moved => "created, status, deadline, shutdown-requested, ended",
+            Self::Requested | Self::CrDeleted => "created, status, shutdown-requested, ended",
+            Self::PowerOff => "created, status, ended",
+            Self::ByHand => "",
         }
     }
 
