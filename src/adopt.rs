@@ -91,9 +91,10 @@ pub(crate) struct Adoption {
     pub(crate) user: Option<Uuid>,
     /// To be marked, with its VMI and Secret.
     pub(crate) vm: Option<FoundVm>,
-    /// To be made, as Kopf would have: until its finalizer is taken off, nothing is done on account of it. It cannot be made
-    /// in one call with `record`, as the API server takes no status with a create; and one without both would be taken
-    /// for that of a new desktop, which gets a VM. A run that is cut short in between leaves it held, until the next.
+    /// To be made, as Kopf would have: until its finalizer is taken off, nothing is done on account of it. It cannot be
+    /// made in one call with `record`, as the API server takes no status with a create; and one without both would be
+    /// taken for that of a new desktop, which gets a VM. A run that is cut short in between leaves it held, until the
+    /// next.
     pub(crate) cr: Option<CyberdeskSpec>,
     /// To be written into the CR's status. It may be that of a VM that is gone.
     pub(crate) record: Option<VirtualMachineRef>,

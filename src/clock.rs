@@ -25,11 +25,6 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Of a clock that shows whole seconds.
-    pub fn in_seconds(time: Timestamp, at: Instant) -> Self {
-        Self { time, at, slack: Duration::from_secs(1) }
-    }
-
     fn now(&self, now: Instant) -> Timestamp {
         let passed = SignedDuration::try_from(now.saturating_duration_since(self.at)).unwrap_or(SignedDuration::ZERO);
         later(self.time, passed)

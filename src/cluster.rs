@@ -12,13 +12,13 @@ mod write;
 use std::time::Duration;
 
 use axum::body::Body;
-use jiff::Timestamp;
 use kube::Client;
 use kube::client::{ClientBuilder, DynBody};
 use tokio::time::Instant;
 use tower::layer::layer_fn;
 use tower::util::MapResponseLayer;
 
+use crate::clock::Reading;
 pub use answers::{Created, Error, Tried, Written};
 pub use cache::Cache;
 use counted::Counted;
@@ -76,12 +76,12 @@ fn bare_wish(code: http::StatusCode, headers: &http::HeaderMap) -> Option<u32> {
 /// # Errors
 ///
 /// If it does not answer, or without a date.
-pub async fn server_time(client: &Client) -> anyhow::Result<(Timestamp, Instant)> {
+pub async fn server_time(client: &Client) -> anyhow::Result<Reading> {
     let request = http::Request::get("/version").body(kube::client::Body::empty())?;
     let answer = tokio::time::timeout(CALL_DEADLINE, client.send(request)).await??;
     let date = answer.headers().get(http::header::DATE).ok_or_else(|| anyhow::anyhow!("the answer has no date"))?;
     let time = jiff::fmt::rfc2822::parse(date.to_str()?)?.timestamp();
-    Ok((time, Instant::now()))
+    Ok(Reading { time, at: Instant::now(), slack: Duration::from_secs(1) })
 }
 
 #[cfg(test)]

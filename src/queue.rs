@@ -2,11 +2,11 @@
 //!
 //! Level-triggered: a key is in it or not, however often it is woken, and is never worked on twice at
 //! once. A key woken while it is being worked on is looked at again. Four FIFO lanes: a burst of new
-//! desktops must not delay a shutdown, nor a burst of shutdowns a deadline, nor a look at the whole fleet a new desktop.
-//! A key that failed waits for its back-off, unless an end is wanted of it. One that is looked at all the time, as something of it changes all the time, cools down
-//! between two looks: what a look costs, and writes, is bounded by seconds and not by changes. Its ends are counted by
-//! themselves, so that no end waits for what a desktop was looked at for before. The core is pure, with time as an
-//! argument; [`Queue`] adds the waiting.
+//! desktops must not delay a shutdown, nor a burst of shutdowns a deadline, nor a look at the whole fleet a new
+//! desktop. A key that failed waits for its back-off, unless an end is wanted of it. One that is looked at all the
+//! time, as something of it changes all the time, cools down between two looks: what a look costs, and writes, is
+//! bounded by seconds and not by changes. Its ends are counted by themselves, so that no end waits for what a desktop
+//! was looked at for before. The core is pure, with time as an argument; [`Queue`] adds the waiting.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -220,7 +220,7 @@ async fn read_cluster(client: &Client, (namespace, vm_namespace): &(String, Stri
     let (crs, vms, vmis) = Cluster::new(client, namespace, vm_namespace).apis();
     let read = async {
         let (crs, vms, vmis) = tokio::try_join!(list(crs), list(vms), list(vmis))?;
-        let now = server_time(client).await?.0;
+        let now = server_time(client).await?.time;
         let leader = leader(client, namespace, now).await.map_err(|error| chain(&error).to_string());
         let templates = templates::in_use(client, (namespace, vm_namespace)).await;
         let templates = templates.map_err(|error| chain(&error).to_string());

@@ -299,7 +299,7 @@ impl<'a> Keeper<'a> {
 
     /// Tells what is new, in the log, as Events on the ConfigMap, and in figures.
     async fn tell(&mut self, wanted: &Wanted, mut conditions: BTreeMap<String, Condition>, usable: &BTreeSet<String>) {
-        let time = server_time(self.client).await.ok().map(|(time, _)| time);
+        let time = server_time(self.client).await.ok().map(|reading| reading.time);
         for (name, condition) in &mut conditions {
             let before = self.conditions.get(name);
             let since = before.filter(|before| before.status == condition.status);

@@ -217,10 +217,11 @@ fn grown(size: Option<usize>) -> Option<usize> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn report(id: u128) -> Report {
+    /// One without news.
+    pub(in crate::database) fn report(id: u128) -> Report {
         Report {
             id: Uuid::from_u128(id),
             generation: 1,

@@ -355,22 +355,10 @@ mod tests {
     use anyhow::bail;
 
     use super::*;
+    use crate::database::outbox::tests::report;
 
     const DAY: Duration = Duration::from_secs(86_400);
     const DESKTOPS: u128 = 200;
-
-    fn report(id: u128, generation: i64) -> Report {
-        Report {
-            id: Uuid::from_u128(id),
-            generation,
-            vm_uid: None,
-            status: None,
-            reason: None,
-            message: None,
-            stream_url: None,
-            ended: false,
-        }
-    }
 
     /// Desktops change all day long, and half of them come to their deadline; the database is away until the evening.
     #[tokio::test(start_paused = true)]
@@ -400,7 +388,7 @@ mod tests {
             while minute < minutes {
                 minute += 1;
                 for id in 1..=DESKTOPS {
-                    write_back.report(report(id, minute), None);
+                    write_back.report(Report { generation: minute, ..report(id) }, None);
                     if id % 2 == 0 {
                         write_back.expire(Uuid::from_u128(id));
                     }

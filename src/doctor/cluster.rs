@@ -309,7 +309,7 @@ async fn adoption(client: &Client, places: &Places) -> kube::Result<Finding> {
 #[expect(clippy::disallowed_methods, reason = "this machine's clock is what is looked at, and judges nothing")]
 async fn clock(client: &Client) -> kube::Result<Finding> {
     let asked = Timestamp::now();
-    let (there, _) = server_time(client).await.map_err(|error| kube::Error::Service(error.into()))?;
+    let there = server_time(client).await.map_err(|error| kube::Error::Service(error.into()))?.time;
     Ok(compare_clocks(asked, there, Timestamp::now()))
 }
 
@@ -333,7 +333,7 @@ fn compare_clocks(asked: Timestamp, there: Timestamp, answered: Timestamp) -> Fi
 async fn leader(client: &Client, places: &Places) -> kube::Result<Finding> {
     let start = vec![format!("kubectl rollout status deployment/cyberdesk-operator -n {}", places.namespace)];
     let lease = Api::<Lease>::namespaced(client.clone(), &places.namespace).get_opt("cyberdesk-operator").await?;
-    let now = server_time(client).await.map_err(|error| kube::Error::Service(error.into()))?.0;
+    let now = server_time(client).await.map_err(|error| kube::Error::Service(error.into()))?.time;
     let Some(spec) = lease.and_then(|lease| lease.spec) else {
         return Ok(LEADER.finding(Verdict::Warning, "no daemon has ever led here", start));
     };

@@ -12,7 +12,6 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::Operator;
-use crate::clock::Reading;
 use crate::cluster::{self, Cache, Cluster, Observed, follow};
 use crate::config::Config;
 use crate::database::rows;
@@ -195,7 +194,7 @@ impl Operator {
         let mut readings = 0_u32;
         loop {
             match cluster::server_time(client).await {
-                Ok((time, at)) => self.clock.cluster(Reading::in_seconds(time, at)),
+                Ok(reading) => self.clock.cluster(reading),
                 Err(error) => debug!(error = %chain(error.as_ref()), "cannot read the API server's clock"),
             }
             let settling = readings < SETTLING_READINGS;
