@@ -63,10 +63,14 @@ impl World {
         }
     }
 
-    /// A VM of a row that wants one is deleted only if something has happened to it, and the CR says what.
+    /// A VM of a row that wants one is deleted only if something has happened to it, and the CR says what. Who takes the
+    /// CR away when it has said so, and before the VM is deleted, takes its word along.
     pub(crate) fn may_end(&self, key: &Key, id: Uuid) -> Result<(), String> {
         let wanted = self.right().row(id).is_some_and(|row| row.desired == Desired::Present);
-        let recorded = self.cluster.crs.get(key).is_some_and(|cr| cr.status.end.is_some());
+        let recorded = match self.cluster.crs.get(key) {
+            Some(cr) => cr.status.end.is_some(),
+            None => self.seen.ended_crs.values().any(|ended| ended == key),
+        };
         if wanted && !recorded {
             Err("the VM of a row that wants it is deleted, and nothing says why".to_owned())
         } else {

@@ -112,8 +112,8 @@ impl World {
     pub(crate) fn recorded_ends_stand(&mut self) -> Result<(), String> {
         for (key, (_, cr)) in &self.cluster.crs.objects {
             if cr.status.end.is_some() {
-                self.seen.ended_crs.insert(cr.uid.clone());
-            } else if self.seen.ended_crs.contains(&cr.uid) {
+                self.seen.ended_crs.insert(cr.uid.clone(), key.clone());
+            } else if self.seen.ended_crs.contains_key(&cr.uid) {
                 return Err(format!("the CR of {} told of its end, and tells no more", short(key)));
             }
         }

@@ -135,7 +135,7 @@ pub(crate) struct Witness {
     /// VMs that landed late, after their caller was gone.
     pub(crate) late: BTreeSet<String>,
     /// CRs that tell of an end.
-    pub(crate) ended_crs: BTreeSet<String>,
+    pub(crate) ended_crs: BTreeMap<String, Key>,
 }
 
 impl World {
