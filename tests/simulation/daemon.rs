@@ -66,10 +66,12 @@ pub(crate) struct Daemon {
 pub(crate) enum Pair {
     #[default]
     Unjudged,
-    /// To be written down on both sides; whether a person has confirmed it, and whether the rows count meanwhile.
+    /// To be written down on both sides; whether a person has confirmed it, whether the rows count meanwhile, and whether
+    /// the brake holds until then.
     Agreed {
         confirmed: bool,
         right: bool,
+        braked: bool,
     },
     Right,
     /// A person is asked for this.
@@ -200,7 +202,8 @@ impl Daemon {
 
     /// Takes in a verdict on this database. What it holds of rows may be another's.
     pub(crate) fn judged(&mut self, verdict: Verdict, database: &Database, asked: impl Fn(brake::Cause) -> String) {
-        if matches!(self.pair, Pair::Braked(_)) && verdict == Verdict::Bound {
+        let braked = self.is_braked();
+        if braked && verdict == Verdict::Bound {
             self.wake_cluster();
         }
         self.pair = match verdict {
@@ -216,10 +219,23 @@ impl Daemon {
                 self.expected = Some((database.itself.clone(), database.epoch()));
                 self.database_id = Some(database.itself.id);
                 let confirmed = verdict == Verdict::Bind { confirmed: true };
-                Pair::Agreed { confirmed, right: verdict == Verdict::Bound }
+                let right = verdict == Verdict::Bound;
+                Pair::Agreed { confirmed, right, braked: braked && !right }
             }
         };
         self.fenced_in = false;
+    }
+
+    pub(crate) fn is_braked(&self) -> bool {
+        matches!(self.pair, Pair::Braked(_) | Pair::Agreed { braked: true, .. })
+    }
+
+    /// What was agreed on is written down on both sides.
+    pub(crate) fn bound(&mut self) {
+        if self.is_braked() {
+            self.wake_cluster();
+        }
+        self.pair = Pair::Right;
     }
 
     fn wake_cluster(&self) {
@@ -325,7 +341,7 @@ impl Daemon {
             failure,
             fleet,
             paused: self.paused && self.bug != Some(Bug::NeverWaits),
-            braked: matches!(self.pair, Pair::Braked(_)),
+            braked: self.is_braked(),
             database: self.database_id,
             orphan_rest: rest,
             templates,

@@ -68,7 +68,7 @@ impl World {
         }
         self.lease.bond = Some((self.database.itself.clone(), term.epoch));
         daemon.expected = self.lease.bond.clone();
-        daemon.pair = Pair::Right;
+        daemon.bound();
         self.lease.confirmation = None;
         if confirmed {
             self.lease.confirmed_at = Some(Timestamp::from_second(1_800_000_000).expect("a time"));

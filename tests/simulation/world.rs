@@ -15,7 +15,7 @@ use tokio::time::{Instant, advance};
 use uuid::Uuid;
 
 use crate::cluster::Cluster;
-use crate::daemon::{Daemon, Pair};
+use crate::daemon::Daemon;
 use crate::database::Database;
 use crate::planted::Bug;
 use crate::processes::{Lease, Process};
@@ -324,7 +324,7 @@ impl World {
 
     /// Whether somebody may write to the cluster, and the brake does not hold.
     pub(crate) fn is_served(&mut self) -> bool {
-        let serves = |daemon: &mut Daemon| daemon.leads() && !matches!(daemon.pair, Pair::Braked(_));
+        let serves = |daemon: &mut Daemon| daemon.leads() && !daemon.is_braked();
         self.processes.iter_mut().any(|process| process.runs().is_some_and(serves))
     }
 
