@@ -58,7 +58,9 @@ impl World {
             if cr.database != Some(self.right().itself.id) {
                 continue;
             }
-            let held = cr.paused || self.right().row(*id).is_some_and(|row| row.paused) || self.was_paused(key, cr);
+            // One that the database has never heard of is an orphan, and is left its grace.
+            let Some(row) = self.right().row(*id) else { continue };
+            let held = cr.paused || row.paused || self.was_paused(key, cr);
             let lives = !held && self.cluster.vms.get(key).is_some_and(|vm| vm.owner == cr.owner && !vm.deleting);
             let late = spec.expires_at.map(|at| now.duration_since(at)).filter(|late| *late > IN_TIME);
             if let Some(late) = late.filter(|_| lives && cr.status_readable) {
