@@ -29,6 +29,15 @@ impl<T> Seen<T> {
             Self::Unknown | Self::Absent => None,
         }
     }
+
+    /// Another thing in its place, where it was seen.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Seen<U> {
+        match self {
+            Self::Present(thing) => Seen::Present(change(thing)),
+            Self::Absent => Seen::Absent,
+            Self::Unknown => Seen::Unknown,
+        }
+    }
 }
 
 /// What a row wants of the cluster. `Absent` is a latch: it never goes back.

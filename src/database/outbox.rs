@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::model::Report;
+use crate::model::{Report, Row};
 
 /// Most entries in one statement: 500 is where a statement takes some 10 ms (measured on 1 M rows).
 const BATCH: usize = 500;
@@ -87,6 +87,13 @@ impl Outbox {
     /// A report to tell. A later word of the same desktop takes the place of an earlier one.
     pub fn report(&mut self, report: Report) {
         self.reports.insert(report.id, report);
+    }
+
+    /// The row, with the VM that it is still to be told of: one that was made is not made again, whether or not the
+    /// database has heard of it.
+    pub fn with_its_vm(&self, row: Row) -> Row {
+        let told = || self.reports.get(&row.id)?.vm_uid.clone();
+        Row { vm_uid: row.vm_uid.clone().or_else(told), ..row }
     }
 
     /// A row to end at its deadline.

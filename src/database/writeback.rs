@@ -25,7 +25,7 @@ use super::writer::Writer;
 use crate::clock::Clock;
 use crate::health::Pulse;
 use crate::metrics::Metrics;
-use crate::model::{Report, RowStatus};
+use crate::model::{Report, Row, RowStatus};
 use crate::names::Key;
 use crate::queue::{Lane, Queue};
 use crate::telemetry::chain;
@@ -87,6 +87,11 @@ impl WriteBack {
         drop(outbox);
         self.contact.asked();
         self.changed.notify_one();
+    }
+
+    /// The row, with the VM that it is still to be told of.
+    pub(crate) fn with_its_vm(&self, row: Row) -> Row {
+        self.outbox().with_its_vm(row)
     }
 
     /// Entries that have no final answer yet.

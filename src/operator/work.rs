@@ -203,7 +203,7 @@ impl Operator {
             }
         });
         let unread = row.is_err();
-        let row = row.unwrap_or(Seen::Unknown);
+        let row = row.unwrap_or(Seen::Unknown).map(|row| self.write_back.with_its_vm(row));
         let silence = Silence { reads: self.reads.silence(), writes: self.write_back.silence(key.row_id()) };
         let failure = self.failures().get(key).cloned();
         let fleet = self.fleet().standing(key, now.cluster);

@@ -320,6 +320,7 @@ impl Daemon {
                 Seen::Unknown
             }
         };
+        let row = row.map(|row| self.outbox.with_its_vm(row));
         let by_row = row.present().is_some_and(|row| row.paused && !row.ended);
         let held = by_row || cr.present().is_some_and(|cr| cr.paused);
         let (row, cr) = match self.bug {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use cyberdesk_testbed::api_proxy::ApiProxy;
 use cyberdesk_testbed::pgbouncer::{Mode, PgBouncer};
 use cyberdesk_testbed::postgres::{self, SUPERUSER};
 use cyberdesk_testbed::wire::{Condition, Wire};
@@ -31,6 +32,7 @@ pub(crate) fn stories() -> Vec<Story> {
         story("Postgres killed, stopped, and out of connections: each time all is caught up", restarted),
         story("Postgres slow: a desktop lives and ends", slow),
         story("Postgres locked by somebody: a deadline is kept, and told when it is free", locked),
+        story("Postgres has not heard of a VM yet: it is not made again, whatever becomes of it and its CR", unheard),
         story(
             "Postgres read-only, as after a failover: a deadline is kept, and told when it is written again",
             read_only,
@@ -294,6 +296,38 @@ async fn locked(world: &World) -> Result<()> {
     let row = world.until_over(&id).await?;
     ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("timeout")), "{row:?}");
     a_life(world).await
+}
+
+async fn unheard(world: &World) -> Result<()> {
+    let proxy = ApiProxy::start(&world.parts.testbed.control_plane).await?;
+    world.sql("update cyberdesk.settings set paused = true").await?;
+    world.start_operator(&[("KUBECONFIG", &world.through(&proxy)?)]).await?;
+    let id = world.insert("1 hour").await?;
+    world.until("its CR is made", async || Ok(world.crs().get_opt(&id).await?.is_some())).await?;
+    let somebody = world.database.connect_as(SUPERUSER).await?;
+    somebody
+        .batch_execute("begin; select from cyberdesk_instances for update; select from cyberdesk.desktop for update")
+        .await?;
+    world.sql("update cyberdesk.settings set paused = false").await?;
+    world
+        .until("its guest runs", async || Ok(world.cr_status(&id, "phase").await?.as_deref() == Some("Running")))
+        .await?;
+
+    world.delete(world.vms(), &vm_name(&id)).await?;
+    let gone = async || Ok(world.vmis().get_opt(&vm_name(&id)).await?.is_none() && world.left().await?.len() == 1);
+    world.until("VM, VMI and Secret are gone", gone).await?;
+    let first = world.crs().get(&id).await?.metadata.uid;
+    world.delete(world.crs(), &id).await?;
+    let back = async || Ok(world.crs().get_opt(&id).await?.is_some_and(|cr| cr.metadata.uid != first));
+    world.until("its CR is back", back).await?;
+    let told = async || Ok(world.cr_status(&id, "reason").await?.as_deref() == Some("vm-deleted"));
+    world.until("and tells of the end", told).await?;
+    somebody.batch_execute("rollback").await?;
+    let row = world.until_over(&id).await?;
+    ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("vm-deleted")), "{row:?}");
+    let made = proxy.done("create", "virtualmachines", &vm_name(&id));
+    ensure!(made == 1, "{made} VMs were made");
+    Ok(())
 }
 
 async fn read_only(world: &World) -> Result<()> {
