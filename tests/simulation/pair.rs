@@ -116,9 +116,9 @@ impl World {
         Some(format!("in the database's place there is {what}"))
     }
 
-    /// What was witnessed is no measure of another database.
+    /// What was witnessed is no measure of another database. What landed late did so in the cluster.
     pub(crate) fn forget_what_was_seen(&mut self) {
-        self.seen = Witness::default();
+        self.seen = Witness { late: std::mem::take(&mut self.seen.late), ..Witness::default() };
         self.ended_by_the_cr.clear();
     }
 
