@@ -93,7 +93,8 @@ pub(crate) struct Turn {
     pub(crate) key: Key,
     lane: Lane,
     pub(crate) actions: VecDeque<Action>,
-    wait: Option<Duration>,
+    /// When it is due, by the look that led to them.
+    deadline: Option<Instant>,
     pub(crate) live: Option<(Seen<Vm>, Seen<Vmi>)>,
     pub(crate) told: bool,
     /// It was seen to be paused; and new ones to wait.
@@ -283,7 +284,7 @@ impl Daemon {
             key: key.clone(),
             lane,
             actions: VecDeque::new(),
-            wait: None,
+            deadline: None,
             live: None,
             told: false,
             held: false,
@@ -353,8 +354,8 @@ impl Daemon {
             None => drop(self.orphans.remove(&key)),
         }
         wake(self.fleet.note(&key, progress, ready, now.cluster), &self.queue);
+        let deadline = wait.map(|wait| Instant::now() + wait);
         if actions.is_empty() {
-            let deadline = wait.map(|wait| Instant::now() + wait);
             let outcome = match unread {
                 true => Outcome::Failed { at_least: Duration::ZERO, deadline },
                 false => Outcome::Settled(deadline),
@@ -362,7 +363,7 @@ impl Daemon {
             return self.end(at, outcome);
         }
         let turn = &mut self.turns[at];
-        (turn.actions, turn.wait) = (actions.into(), wait);
+        (turn.actions, turn.deadline) = (actions.into(), deadline);
         (turn.held, turn.waits) = (held, self.paused);
     }
 
@@ -370,8 +371,7 @@ impl Daemon {
     pub(crate) fn round_done(&mut self, at: usize, database: Option<&Database>, templates: &Templates, now: Now) {
         let turn = &self.turns[at];
         if turn.told {
-            let deadline = turn.wait.map(|wait| Instant::now() + wait);
-            return self.end(at, Outcome::Settled(deadline));
+            return self.end(at, Outcome::Settled(turn.deadline));
         }
         self.look(at, database, templates, now);
     }

@@ -10,7 +10,7 @@ use crate::daemon::Pair;
 use crate::database::Database;
 use crate::planted::Bug;
 use crate::processes::CLUSTER;
-use crate::world::{ROWS, Told, Witness, World, person};
+use crate::world::{ROWS, Told, World, person};
 
 impl World {
     /// Judges the pair, as the leader does at the begin of a term, in doubt, and every so often.
@@ -116,9 +116,10 @@ impl World {
         Some(format!("in the database's place there is {what}"))
     }
 
-    /// What was witnessed is no measure of another database. What landed late did so in the cluster.
+    /// What was witnessed of rows is no measure of another database; of the cluster it is as true as before.
     pub(crate) fn forget_what_was_seen(&mut self) {
-        self.seen = Witness { late: std::mem::take(&mut self.seen.late), ..Witness::default() };
+        self.seen.statuses.clear();
+        self.seen.absent.clear();
         self.ended_by_the_cr.clear();
     }
 
