@@ -11,14 +11,17 @@ RUN case "$TARGETARCH" in \
         arm64) echo aarch64 ;; \
         *) echo "no image is made for $TARGETARCH" >&2; exit 1 ;; \
     esac > /machine \
+    && apt-get update \
+    && apt-get install --yes --no-install-recommends make \
     && machine=$(cat /machine) \
     && if [ "$machine" != "$(uname --machine)" ]; then \
-        apt-get update \
-        && apt-get install --yes --no-install-recommends \
+        apt-get install --yes --no-install-recommends \
             "gcc-$(echo "$machine" | tr _ -)-linux-gnu" "libc6-dev-$TARGETARCH-cross" \
-        && rm -rf /var/lib/apt/lists/* \
         && rustup target add "$machine-unknown-linux-gnu"; \
-    fi
+    fi \
+    && rm -rf /var/lib/apt/lists/*
+# jemalloc takes the size of a page from the machine that it is compiled on; kernels for arm64 have pages of up to 64 KiB.
+ENV AARCH64_UNKNOWN_LINUX_GNU_JEMALLOC_SYS_WITH_LG_PAGE=16
 WORKDIR /source
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \

@@ -4,6 +4,11 @@ use std::process::ExitCode;
 
 use cyberdesk_operator::{cli, telemetry};
 
+/// It gives back what was only needed while all was listed or read, in a thread of its own; the C library's keeps it.
+#[cfg(target_os = "linux")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     match cli::main(std::env::args_os()) {
         Ok(code) => code,

@@ -5,8 +5,10 @@
 //! that were adopted: they keep their names, and carry the key. Whether an object is ours is told by its
 //! labels alone, never by its name: see [`Owner`].
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use kube::api::ObjectMeta;
@@ -46,31 +48,40 @@ pub const ANNOTATION_ADOPTED: &str = "cyberdesk.io/adopted";
 pub const KOPF_FINALIZER: &str = "kopf.zalando.org/KopfFinalizerMarker";
 
 /// The key of a desktop: the name of its CR.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key(Arc<str>);
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key(Name);
+
+/// There are several keys of each desktop in memory: a row's needs no room of its own beside them.
+#[derive(Clone, PartialEq, Eq)]
+enum Name {
+    /// The row's id, spelled canonically: that spelling alone leads back to the same key.
+    Row(Uuid),
+    Given(Arc<str>),
+}
 
 impl Key {
     /// The key of the desktop whose CR has this name.
     pub fn new(name: &str) -> Self {
-        Self(name.into())
+        let id = Uuid::try_parse(name).ok().map(Name::Row).filter(|id| id.with(|spelled| spelled == name));
+        Self(id.unwrap_or_else(|| Name::Given(name.into())))
     }
 
     /// The key of the desktop of this row.
     pub fn of_row(id: Uuid) -> Self {
-        Self::new(&id.hyphenated().to_string())
+        Self(Name::Row(id))
     }
 
     /// The row that this key may belong to. `None`: it cannot be a row's, so a person made it.
-    ///
-    /// Only the canonical spelling counts, because it alone leads back to the same key.
     pub fn row_id(&self) -> Option<Uuid> {
-        let id = Uuid::try_parse(&self.0).ok()?;
-        (id.hyphenated().to_string() == *self.0).then_some(id)
+        match &self.0 {
+            Name::Row(id) => Some(*id),
+            Name::Given(_) => None,
+        }
     }
 
     /// The name of its VM, and of the VMI, which KubeVirt names as the VM.
     pub fn vm_name(&self) -> String {
-        format!("{VM_PREFIX}{}", self.0)
+        format!("{VM_PREFIX}{self}")
     }
 
     /// The way back from the name of a VM or VMI. `None` means that it is not one of ours.
@@ -89,20 +100,48 @@ impl Key {
     }
 
     /// The name of its CR.
-    pub fn as_str(&self) -> &str {
-        &self.0
+    pub fn name(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Name {
+    fn with<R>(&self, read: impl FnOnce(&str) -> R) -> R {
+        match self {
+            Self::Row(id) => read(id.hyphenated().encode_lower(&mut Uuid::encode_buffer())),
+            Self::Given(name) => read(name),
+        }
+    }
+}
+
+/// By name, as all who see it know it.
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.with(|name| other.0.with(|other| name.cmp(other)))
+    }
+}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.with(|name| name.hash(state));
     }
 }
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        self.0.with(|name| f.write_str(name))
     }
 }
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
+        self.0.with(|name| fmt::Debug::fmt(name, f))
     }
 }
 

@@ -96,7 +96,8 @@ struct Entry {
 /// The queue without waiting.
 #[derive(Debug, Default)]
 pub struct Core {
-    entries: HashMap<Key, Entry>,
+    /// Each for itself: a map of all holds room for twice as many.
+    entries: HashMap<Key, Box<Entry>>,
     due: VecDeque<Key>,
     ends: VecDeque<Key>,
     makes: VecDeque<Key>,

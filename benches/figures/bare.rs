@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::{Client, CustomResourceExt as _};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -87,15 +88,30 @@ impl Bare {
 
     /// Deletes everything in its namespace, and waits until the guests have shut down.
     pub(crate) async fn clear(&self) -> Result<()> {
-        let (all, params) = (ListParams::default(), DeleteParams::default());
+        let all = ListParams::default();
         let of = |kind| Api::<DynamicObject>::namespaced_with(self.client.clone(), &self.namespace, &kind);
         let (crs, vms) = (of(Cyberdesk::api_resource()), of(kubevirt::vm_resource()));
-        vms.delete_collection(&params, &all).await?;
+        delete_all(&vms).await?;
         until("the bare client's VMs are gone", async || Ok(vms.list(&all.clone().limit(1)).await?.items.is_empty()))
             .await?;
         // A guest that is still to start waits for its Secret.
-        Api::<Secret>::namespaced(self.client.clone(), &self.namespace).delete_collection(&params, &all).await?;
-        crs.delete_collection(&params, &all).await?;
-        Ok(())
+        delete_all(&Api::<Secret>::namespaced(self.client.clone(), &self.namespace)).await?;
+        delete_all(&crs).await
     }
+}
+
+/// One by one: the API server cuts a `deletecollection` of thousands after its minute.
+async fn delete_all<K>(api: &Api<K>) -> Result<()>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let names = api.list_metadata(&ListParams::default()).await?.items.into_iter().filter_map(|it| it.metadata.name);
+    stream::iter(names)
+        .map(async |name| {
+            api.delete(&name, &DeleteParams::default()).await?;
+            anyhow::Ok(())
+        })
+        .buffer_unordered(WIDTH)
+        .try_collect()
+        .await
 }

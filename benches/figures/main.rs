@@ -23,7 +23,7 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use cyberdesk_testbed::postgres::Options;
 use cyberdesk_testbed::scratch::Scratch;
-use cyberdesk_testbed::{Postgres, Progress, operator, supervise};
+use cyberdesk_testbed::{Postgres, Progress, supervise};
 
 use report::Figure;
 
@@ -86,7 +86,6 @@ enum Name {
 
 fn main() -> ExitCode {
     supervise::become_supervisor_if_asked();
-    operator::become_operator_if_asked();
     let mut arguments = Arguments::parse();
     if arguments.figures.is_empty() {
         arguments.figures = Name::value_variants().to_vec();

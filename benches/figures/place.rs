@@ -5,11 +5,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use cyberdesk_operator::crd::Cyberdesk;
 use cyberdesk_testbed::node::{NodeConfig, Speed};
-use cyberdesk_testbed::operator::{NAMESPACE, launch};
+use cyberdesk_testbed::operator::{NAMESPACE, launch_program};
 use cyberdesk_testbed::players::{KubeVirt, Players};
 use cyberdesk_testbed::postgres::{ADMINISTRATOR, Database};
 use cyberdesk_testbed::simulator::{Detail, SimulatorConfig};
-use cyberdesk_testbed::supervise::Supervised;
+use cyberdesk_testbed::supervise::{Program, Supervised};
 use cyberdesk_testbed::world::make_namespace;
 use cyberdesk_testbed::{Options, Progress, Testbed};
 use kube::api::{Api, ListParams};
@@ -66,7 +66,9 @@ impl Place {
             // It may make VMs faster than KubeVirt takes notice of them: the bare client does, too.
             ("CYBERDESK_MAX_UNSTARTED", "100000"),
         ];
-        launch(name, &settings, &self.database, kubeconfig, self.testbed.scratch())
+        // The program itself: this one would hold more in memory.
+        let program = Program::new(env!("CARGO_BIN_EXE_cyberdesk-operator"), ["run"]);
+        launch_program(program, name, &settings, &self.database, kubeconfig, self.testbed.scratch())
     }
 
     /// Starts an operator, and waits until the first desktop that is inserted has been served.

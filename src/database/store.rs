@@ -22,7 +22,8 @@ pub struct Store {
 #[derive(Debug, Default)]
 struct State {
     complete: bool,
-    rows: HashMap<Uuid, Row>,
+    /// Each for itself: a map of all holds room for twice as many.
+    rows: HashMap<Uuid, Box<Row>>,
 }
 
 /// What the store knows of a key without asking the database.
@@ -46,7 +47,7 @@ impl Store {
         let Some(id) = key.row_id() else {
             return Remembered::NotARow;
         };
-        self.state().rows.get(&id).map_or(Remembered::Nothing(id), |row| Remembered::Row(Box::new(row.clone())))
+        self.state().rows.get(&id).map_or(Remembered::Nothing(id), |row| Remembered::Row(row.clone()))
     }
 
     /// Takes in rows just read, and wakes those that are news.
@@ -60,13 +61,13 @@ impl Store {
             let news = match state.rows.get(&row.id) {
                 Some(known) => {
                     known.generation < row.generation
-                        || (known.generation == row.generation && *known != row && !known.ended)
+                        || (known.generation == row.generation && **known != row && !known.ended)
                 }
                 None => !row.ended,
             };
             if news {
                 queue.wake(&Key::of_row(row.id), lane_of_read(&row));
-                state.rows.insert(row.id, row);
+                state.rows.insert(row.id, Box::new(row));
             }
         }
     }
@@ -124,7 +125,7 @@ impl Store {
         match row {
             Some(row) => {
                 if !row.ended {
-                    self.state().rows.insert(id, row.clone());
+                    self.state().rows.insert(id, Box::new(row.clone()));
                 }
                 Seen::Present(row)
             }

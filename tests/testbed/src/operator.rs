@@ -103,8 +103,20 @@ pub fn launch(
     kubeconfig: &Path,
     scratch: &Scratch,
 ) -> Result<Supervised> {
-    let directory = scratch.directory(name, None)?;
     let program = Program::new(supervise::executable()?, [ARGUMENT, "run"]);
+    launch_program(program, name, settings, database, kubeconfig, scratch)
+}
+
+/// The same of a program that is the operator.
+pub fn launch_program(
+    program: Program,
+    name: &str,
+    settings: &[(&str, &str)],
+    database: &Database,
+    kubeconfig: &Path,
+    scratch: &Scratch,
+) -> Result<Supervised> {
+    let directory = scratch.directory(name, None)?;
     let mut spec = Spec::new(name, program, &directory, directory.join("log"));
     spec.stop_signal = Signal::TERM.as_raw();
     let (url, kubeconfig) = (database.url(ROLE), kubeconfig.display().to_string());
