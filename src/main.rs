@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use cyberdesk_operator::{cli, telemetry};
 
-/// It gives back what was only needed while all was listed or read, in a thread of its own; the C library's keeps it.
+/// It gives back what was only needed while all was listed or read; the C library's own keeps it.
 #[cfg(target_os = "linux")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
