@@ -106,7 +106,7 @@ pub struct CyberdeskStatus {
     pub ip: Option<String>,
     /// How and why it ends, written before its VM is deleted: what was decided survives the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub end: Option<Box<End>>,
+    pub end: Option<End>,
 }
 
 /// Where a desktop is in its life.

@@ -131,7 +131,7 @@ mod tests {
             ..CyberdeskStatus::default()
         };
         let ends = |phase, end, reason: &str| CyberdeskStatus {
-            end: Some(Box::new(End { phase: end, reason: reason.to_owned(), message: None, at })),
+            end: Some(End { phase: end, reason: reason.to_owned(), message: None, at }),
             ..status(phase, Some(reason))
         };
         let life = [

@@ -98,11 +98,6 @@ impl Key {
             (Some(_), None) => None,
         }
     }
-
-    /// The name of its CR.
-    pub fn name(&self) -> String {
-        self.to_string()
-    }
 }
 
 impl Name {
@@ -133,6 +128,7 @@ impl Hash for Key {
     }
 }
 
+/// The name of its CR.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.with(|name| f.write_str(name))

@@ -268,7 +268,7 @@ impl<'a> Desktop<'a> {
 
     /// An end that was decided before: by the database, or by the cluster and recorded in the CR.
     fn decided_end(&self, now: Now) -> Option<End> {
-        let recorded = self.cr.and_then(|cr| cr.status.end.as_deref().cloned());
+        let recorded = self.cr.and_then(|cr| cr.status.end.clone());
         let Some(row) = self.row.filter(|row| row.desired == Desired::Absent) else { return recorded };
         let phase = if row.status == RowStatus::Error { Phase::Error } else { Phase::Terminated };
         let reason = row.reason.clone().unwrap_or_else(|| Reason::Requested.to_string());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use cyberdesk_operator::crd::Cyberdesk;
 use cyberdesk_testbed::node::{NodeConfig, Speed};
-use cyberdesk_testbed::operator::{NAMESPACE, launch_program};
+use cyberdesk_testbed::operator::{NAMESPACE, launch};
 use cyberdesk_testbed::players::{KubeVirt, Players};
 use cyberdesk_testbed::postgres::{ADMINISTRATOR, Database};
 use cyberdesk_testbed::simulator::{Detail, SimulatorConfig};
@@ -68,7 +68,7 @@ impl Place {
         ];
         // The program itself: this one would hold more in memory.
         let program = Program::new(env!("CARGO_BIN_EXE_cyberdesk-operator"), ["run"]);
-        launch_program(program, name, &settings, &self.database, kubeconfig, self.testbed.scratch())
+        launch(program, name, &settings, &self.database, kubeconfig, self.testbed.scratch())
     }
 
     /// Starts an operator, and waits until the first desktop that is inserted has been served.

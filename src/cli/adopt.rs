@@ -105,7 +105,7 @@ impl Adopt {
                 }
             };
             let row = row.map_or_else(|| "-".to_owned(), |row| row_word(&Seen::Present(row.clone())));
-            let _ = writeln!(text, "{:<36}  {row:<10}  {words}", key.name());
+            let _ = writeln!(text, "{:<36}  {row:<10}  {words}", key.to_string());
         }
         let _ = match self.yes {
             true => writeln!(text, "{adopted} desktops taken over, {left} left"),
@@ -224,7 +224,7 @@ impl Hands {
     /// Writes the VM into the CR's status. A daemon that saw the mark may have done so already.
     async fn record(&self, key: &Key, adoption: &Adoption, now: Timestamp) -> anyhow::Result<()> {
         for _ in 0..TRIES {
-            let cr = self.crs.get(&key.name()).await.context("read its Cyberdesk")?.seen();
+            let cr = self.crs.get(&key.to_string()).await.context("read its Cyberdesk")?.seen();
             if cr.status.virtual_machine_ref.is_some() {
                 return Ok(());
             }
@@ -258,7 +258,7 @@ impl Hands {
 
     /// Takes Kopf's finalizer off, and leaves those of others.
     async fn release(&self, key: &Key) -> anyhow::Result<()> {
-        let cr = self.crs.get_metadata(&key.name()).await.context("read its Cyberdesk")?;
+        let cr = self.crs.get_metadata(&key.to_string()).await.context("read its Cyberdesk")?;
         let Some(at) = cr.finalizers().iter().position(|name| name == KOPF_FINALIZER) else { return Ok(()) };
         let path = format!("/metadata/finalizers/{at}");
         let patch = json!([
@@ -266,7 +266,7 @@ impl Hands {
             { "op": "remove", "path": path },
         ]);
         let patch = Patch::<()>::Json(serde_json::from_value(patch).context("a JSON patch")?);
-        let released = self.crs.patch_metadata(&key.name(), &PatchParams::default(), &patch).await;
+        let released = self.crs.patch_metadata(&key.to_string(), &PatchParams::default(), &patch).await;
         released.context("take Kopf's finalizer off its Cyberdesk").map(drop)
     }
 

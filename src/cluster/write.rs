@@ -122,7 +122,7 @@ impl Cluster {
         spec: &CyberdeskSpec,
     ) -> Result<(), Error> {
         let body = cr_body(key, labels, annotations, spec);
-        match self.create(post(&self.raw_crs, &body, ""), &self.crs, &self.cr_cache, key, &key.name()).await? {
+        match self.create(post(&self.raw_crs, &body, ""), &self.crs, &self.cr_cache, key, &key.to_string()).await? {
             Created::There => Ok(()),
             // Our own spec: nobody's input could mend it.
             Created::Refused(words) => Err(Error::Refused { verb: "create", object: key.to_string(), words }),
@@ -146,7 +146,7 @@ impl Cluster {
         // With the UID, a CR that is gone is an error; without it, apply would make it again.
         body["metadata"]["uid"] = uid.into();
         let params = PatchParams::apply(MANAGER).force();
-        let applied = self.call("apply", key, self.crs.patch(&key.name(), &params, &Patch::Apply(body))).await;
+        let applied = self.call("apply", key, self.crs.patch(&key.to_string(), &params, &Patch::Apply(body))).await;
         self.take_in_cr(key, |cr| cr.uid == uid, applied).await
     }
 
@@ -169,7 +169,8 @@ impl Cluster {
         ]);
         let patch = Patch::<()>::Json(serde_json::from_value(patch).expect("this is a JSON patch"));
         let params = PatchParams::default();
-        let written = self.call("write the status of", key, self.crs.patch_status(&key.name(), &params, &patch)).await;
+        let written =
+            self.call("write the status of", key, self.crs.patch_status(&key.to_string(), &params, &patch)).await;
         self.take_in_cr(key, |cr| cr.uid == uid && cr.version == version, written).await
     }
 
@@ -187,7 +188,7 @@ impl Cluster {
                 Ok(Written::There)
             }
             Err(error) if error.is(404) || error.is(409) || error.is(422) => {
-                let there = self.get(&self.crs, &self.cr_cache, key, &key.name()).await?;
+                let there = self.get(&self.crs, &self.cr_cache, key, &key.to_string()).await?;
                 if there.present().is_some_and(is_meant) { Err(error) } else { Ok(Written::Overtaken) }
             }
             Err(error) => Err(error),
@@ -200,7 +201,7 @@ impl Cluster {
     ///
     /// If it may still be there.
     pub async fn delete_cr(&self, key: &Key, uid: &str) -> Result<Written, Error> {
-        self.delete(&self.crs, &self.cr_cache, key, &key.name(), exactly(uid, None)).await
+        self.delete(&self.crs, &self.cr_cache, key, &key.to_string(), exactly(uid, None)).await
     }
 
     /// Makes the Secret with the user data, then the VM.
@@ -457,7 +458,7 @@ fn cr_body(
     json!({
         "apiVersion": CrObject::api_version(&()),
         "kind": CrObject::kind(&()),
-        "metadata": { "name": key.name(), "labels": labels, "annotations": annotations },
+        "metadata": { "name": key.to_string(), "labels": labels, "annotations": annotations },
         "spec": spec,
     })
 }

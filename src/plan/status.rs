@@ -90,7 +90,7 @@ pub(super) fn project(
         expiry_time: Some(whole_seconds(expires_at)),
         node: placed.map_or_else(|| before.node.clone(), |vmi| vmi.node.clone()),
         ip: placed.map_or_else(|| before.ip.clone(), |vmi| vmi.ip.clone()),
-        end: end.cloned().map(Box::new),
+        end: end.cloned(),
     }
 }
 

@@ -136,7 +136,7 @@ fn refused() -> Option<CreateFailure> {
 
 fn with_end(cr: Cr, reason: Reason) -> Cr {
     let end = Some(reason::end(reason, None, at(-1)));
-    let status = CyberdeskStatus { end: end.map(Box::new), phase: Some(Phase::Stopping), ..cr.status };
+    let status = CyberdeskStatus { end, phase: Some(Phase::Stopping), ..cr.status };
     Cr { status, ..cr }
 }
 

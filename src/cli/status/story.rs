@@ -50,7 +50,7 @@ pub(super) async fn tell(survey: &Survey, id: &str, json: bool) -> anyhow::Resul
     let exact = keys.get(&Key::new(id)).cloned();
     let key = match exact {
         Some(key) => key,
-        None => match keys.iter().filter(|key| key.name().starts_with(id)).collect::<Vec<_>>().as_slice() {
+        None => match keys.iter().filter(|key| key.to_string().starts_with(id)).collect::<Vec<_>>().as_slice() {
             [only] => (*only).clone(),
             // A row whose private row was trimmed may have a history still.
             [] => Key::new(id),

@@ -135,7 +135,7 @@ fn each_way_to_be_stuck_is_told_once_and_ends_for_its_reason() {
     }
     for (case, situation, _, reason) in stuck(601) {
         let status = written_status(&situation).expect(case);
-        let end = *status.end.unwrap_or_else(|| panic!("{case}: it is given up"));
+        let end = status.end.unwrap_or_else(|| panic!("{case}: it is given up"));
         assert_eq!((end.phase, end.reason.as_str()), (Phase::Error, reason), "{case}");
         assert!(end.message.is_some_and(|message| message.contains("not ready within 10m")), "{case}");
         assert_eq!(situation.told(), format!("say Stopping({reason}), delete vm"), "{case}");

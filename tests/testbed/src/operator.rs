@@ -37,7 +37,7 @@ impl Operator {
     /// then on it reads and writes.
     pub async fn start(database: &Database, kubeconfig: &Path, scratch: &Scratch, part: &Part) -> Result<Self> {
         part.step("starting cyberdesk-operator run");
-        let process = launch("operator", &[], database, kubeconfig, scratch)?;
+        let process = launch(program()?, "operator", &[], database, kubeconfig, scratch)?;
         let pid = process.running().await?;
         let operator = Self { process };
         part.step("waiting for it to begin its term");
@@ -94,21 +94,14 @@ impl Operator {
     }
 }
 
+/// This executable, as the operator: see [`become_operator_if_asked`].
+pub fn program() -> Result<Program> {
+    Ok(Program::new(supervise::executable()?, [ARGUMENT, "run"]))
+}
+
 /// Starts the process alone, under a name of its own where there are several, with settings beside those that lead it
 /// to its database and cluster.
 pub fn launch(
-    name: &str,
-    settings: &[(&str, &str)],
-    database: &Database,
-    kubeconfig: &Path,
-    scratch: &Scratch,
-) -> Result<Supervised> {
-    let program = Program::new(supervise::executable()?, [ARGUMENT, "run"]);
-    launch_program(program, name, settings, database, kubeconfig, scratch)
-}
-
-/// The same of a program that is the operator.
-pub fn launch_program(
     program: Program,
     name: &str,
     settings: &[(&str, &str)],

@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result};
 use tokio::time::{Instant, sleep_until};
 
 use crate::node::{NodeConfig, Speed};
-use crate::operator::launch;
+use crate::operator;
 use crate::players::{KubeVirt, Players};
 use crate::postgres::Database;
 use crate::progress::Progress;
@@ -128,7 +128,7 @@ async fn daemon(name: &str, database: &Database, testbed: &Testbed) -> Result<Da
     let url = database.url("cyberdesk_daemon");
     let url = url.replace(&through(testbed.postgres.port()), &through(to_postgres.port()));
     let settings = [("CYBERDESK_IDENTITY", name), ("DATABASE_URL", url.as_str())];
-    let process = launch(name, &settings, database, &file, testbed.scratch())?;
+    let process = operator::launch(operator::program()?, name, &settings, database, &file, testbed.scratch())?;
     process.running().await?;
     Ok(Daemon { process, to_postgres, to_api_server })
 }
