@@ -94,11 +94,16 @@ impl<K: Resource> Mirror<K> {
     /// Feeds the mirror from a watch for ever, and names the object after each event once it is in the mirror. An object
     /// that a complete list no longer holds is named too.
     pub async fn follow(self, watch: impl Stream<Item = Result<Event<K>, Error>>, changed: impl Fn(&K)) {
-        let mut listed: HashSet<Option<String>> = HashSet::new();
+        // What a list lacks has vanished only if it was there when the list was asked for: an answer to a write of our own
+        // may have come since.
+        let (mut before, mut listed): (HashSet<Option<String>>, HashSet<Option<String>>) = Default::default();
         let mut watch = std::pin::pin!(watch);
         while let Some(event) = watch.next().await {
             match event {
-                Ok(Event::Init) => listed.clear(),
+                Ok(Event::Init) => {
+                    listed.clear();
+                    before = self.content().objects.values().map(|held| held.meta().uid.clone()).collect();
+                }
                 Ok(Event::InitApply(object)) => {
                     listed.insert(object.meta().uid.clone());
                     self.take_in(object, &changed);
@@ -106,7 +111,8 @@ impl<K: Resource> Mirror<K> {
                 Ok(Event::InitDone) => {
                     let vanished: Vec<Arc<K>> = {
                         let content = self.content();
-                        content.objects.values().filter(|held| !listed.contains(&held.meta().uid)).cloned().collect()
+                        let vanished = |uid: &Option<String>| before.contains(uid) && !listed.contains(uid);
+                        content.objects.values().filter(|held| vanished(&held.meta().uid)).cloned().collect()
                     };
                     for object in vanished {
                         self.forget(&object);
@@ -207,5 +213,19 @@ mod tests {
             .follow(futures::stream::iter(relist), |pod: &Pod| named.lock().expect("lock").push(pod.uid()))
             .await;
         assert_eq!((held(&mirror), named.into_inner().expect("lock")), (None, vec![Some("b".into())]));
+    }
+
+    #[tokio::test]
+    async fn what_was_made_while_all_was_listed_is_not_taken_for_gone() {
+        let mirror = Mirror::default();
+        let relist = futures::stream::iter([Ok(Event::Init), Ok(Event::InitDone)]).inspect(|event| {
+            if matches!(event, Ok(Event::InitDone)) {
+                mirror.learn(pod("a", "10"));
+            }
+        });
+        mirror.clone().follow(relist, |_| ()).await;
+        assert_eq!(held(&mirror), Some(("a".into(), "10".into())));
+        mirror.clone().follow(futures::stream::iter([Ok(Event::Apply(pod("a", "11")))]), |_| ()).await;
+        assert_eq!(held(&mirror), Some(("a".into(), "11".into())));
     }
 }
