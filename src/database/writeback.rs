@@ -130,6 +130,10 @@ impl WriteBack {
         loop {
             if self.lag() == 0 {
                 self.changed.notified().await;
+                // It may have been told with what was before it.
+                if self.lag() == 0 {
+                    continue;
+                }
                 sleep(GATHER).await;
             }
             match write().await {
@@ -364,6 +368,34 @@ mod tests {
 
     const DAY: Duration = Duration::from_secs(86_400);
     const DESKTOPS: u128 = 200;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_desktop_told_of_twice_keeps_no_other_waiting() {
+        let write_back = WriteBack::default();
+        let write = async || {
+            let reports = write_back.outbox().next_reports(Instant::now());
+            for report in &reports {
+                write_back.outbox().answered(report, Answer::Final);
+            }
+            Ok(!reports.is_empty())
+        };
+        let life = async {
+            write_back.report(report(1), None);
+            sleep(GATHER / 2).await;
+            write_back.report(report(1), None);
+            write_back.drained().await;
+            sleep(GATHER).await;
+            let began = Instant::now();
+            write_back.report(report(2), None);
+            write_back.drained().await;
+            began.elapsed()
+        };
+        let waited = tokio::select! {
+            () = write_back.run_by(write) => unreachable!("the term is not over"),
+            waited = life => waited,
+        };
+        assert!(waited <= GATHER + Duration::from_millis(1), "it waited for {waited:?}");
+    }
 
     /// Desktops change all day long, and half of them come to their deadline; the database is away until the evening.
     #[tokio::test(start_paused = true)]
