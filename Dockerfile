@@ -20,8 +20,6 @@ RUN case "$TARGETARCH" in \
         && rustup target add "$machine-unknown-linux-gnu"; \
     fi \
     && rm -rf /var/lib/apt/lists/*
-# jemalloc takes the size of a page from the machine that it is compiled on; kernels for arm64 have pages of up to 64 KiB.
-ENV AARCH64_UNKNOWN_LINUX_GNU_JEMALLOC_SYS_WITH_LG_PAGE=16
 WORKDIR /source
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
