@@ -302,6 +302,14 @@ async fn written_at_once(postgres: &Postgres) -> Result<()> {
     let id = fixture.insert().await?;
     assert_eq!(fixture.row(id).await?.stream_url.as_deref(), Some("https://soon.example"));
     assert_eq!(fixture.operator.dirty().await?, [id]);
+    // A function of the app's that handles exceptions inserts in a subtransaction.
+    let insert = format!(
+        "insert into public.cyberdesk_instances (user_id, status) values ('{0}', 'pending'), ('{0}', 'error')",
+        fixture.user
+    );
+    let handled = format!("do $$ begin {insert}; exception when division_by_zero then null; end $$");
+    fixture.app.batch_execute(&handled).await?;
+    assert_eq!(fixture.operator.dirty().await?.len(), 2);
     // Within one transaction, too, a desktop that is gone does not come back.
     let again = fixture
         .app

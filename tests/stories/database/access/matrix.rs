@@ -111,6 +111,7 @@ pub(super) const MATRIX: &[Line] = &[
     ("function cyberdesk.project()", NOBODY),
     ("function cyberdesk.record()", NOBODY),
     ("function cyberdesk.refuse_truncate()", NOBODY),
+    ("function cyberdesk.refuse_used(uuid)", NOBODY),
     ("function cyberdesk.stop(uuid[],text,text)", NOBODY),
     ("function cyberdesk.take(uuid)", NOBODY),
     ("function cyberdesk.wake()", NOBODY),
