@@ -1,7 +1,4 @@
--- An insert costs the app less once more: plain statements in place of one that joins them, and an index less.
-
--- The app's writers lock the table first, and then what its triggers read. So do we: the other way round they would be the victims.
-lock table public.cyberdesk_instances in share row exclusive mode;
+-- An insert costs the app less once more: plain statements in place of one that joins them.
 
 create function cyberdesk.refuse_used(id uuid) returns text
   language plpgsql set search_path = '' as
@@ -48,19 +45,18 @@ begin
   -- In this order: a tombstone that is trimmed meanwhile makes the insert wait, and is found among the used ids then.
   insert into cyberdesk.history (desktop_id, user_id, event, to_status, timeout_at, actor_role, actor_sub)
   select i.id, i.user_id,
-         case when exists (select from cyberdesk.used_id u where u.id = i.id) then cyberdesk.refuse_used(i.id) else 'created' end,
+         coalesce((select cyberdesk.refuse_used(u.id) from cyberdesk.used_id u where u.id = i.id), 'created'),
          i.status, i.timeout_at at time zone 'utc', claims ->> 'role', left(claims ->> 'sub', 200)
     from inserted i;
   get diagnostics told = row_count;
 
-  -- A trigger of the app's that wrote to a row at once has had it adopted: in this transaction, and alive unless it was
-  -- inserted over. Every other row that was there already is another desktop's.
+  -- A trigger of the app's that wrote to a row at once has had it adopted: since this transaction began, and it was made
+  -- but once. Every other row that was there already is another desktop's.
   if made <> told then
     perform cyberdesk.refuse_used(i.id)
        from inserted i
-      where not exists (
-        select from cyberdesk.desktop d
-         where d.id = i.id and d.created_at >= now() and (d.desired = 'present' or d.ended_at = i.ended_at));
+      where not exists (select from cyberdesk.desktop d where d.id = i.id and d.created_at >= now())
+         or (select count(*) from cyberdesk.history h where h.desktop_id = i.id and h.event = 'created') > 1;
   end if;
 
   if settings.min_lifetime is not null or settings.max_lifetime is not null then
@@ -89,6 +85,3 @@ end
 $$;
 
 revoke all on function cyberdesk.refuse_used(uuid) from public;
-
--- Those that are not over are found by desktop_of_user_idx as well, which has the same condition.
-drop index cyberdesk.desktop_not_over_idx;

@@ -43,6 +43,7 @@ pub const MIGRATIONS: &[(&str, &str, &str)] = &[
     ("20261128000100", "lean_inserts", include_str!("../../sql/20261128000100_lean_inserts.sql")),
     ("20261129000100", "sign_of_life", include_str!("../../sql/20261129000100_sign_of_life.sql")),
     ("20261129000200", "leaner_inserts", include_str!("../../sql/20261129000200_leaner_inserts.sql")),
+    ("20261129000210", "one_index_less", include_str!("../../sql/20261129000210_one_index_less.sql")),
 ];
 
 /// The first migration changes nothing, it only refuses. It is run on its own before all else, each time.

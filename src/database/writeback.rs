@@ -32,7 +32,7 @@ use crate::telemetry::chain;
 
 /// Time to gather before a statement, so that a burst is not written row by row.
 const GATHER: Duration = Duration::from_millis(5);
-/// Wait before a row that the app had locked is tried again.
+/// Longest wait before a row that the app had locked is tried again.
 const BUSY: Duration = Duration::from_millis(50);
 /// First and longest wait after the database did not answer.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
@@ -74,8 +74,8 @@ impl WriteBack {
         let mut outbox = self.outbox();
         outbox.waits_since(report.id, woken.unwrap_or_else(Instant::now));
         outbox.report(report);
-        drop(outbox);
         self.contact.asked();
+        drop(outbox);
         self.changed.notify_one();
     }
 
@@ -84,8 +84,8 @@ impl WriteBack {
         let mut outbox = self.outbox();
         outbox.waits_since(id, Instant::now());
         outbox.expire(id);
-        drop(outbox);
         self.contact.asked();
+        drop(outbox);
         self.changed.notify_one();
     }
 
@@ -119,6 +119,12 @@ impl WriteBack {
         }
     }
 
+    /// The database has answered. Nothing can be added meanwhile, so that no question counts as answered unasked.
+    fn note_answer(&self) {
+        let outbox = self.outbox();
+        self.contact.answered(!outbox.is_empty());
+    }
+
     /// Writes until the database says that the term is over. What waits is told in the next.
     pub async fn run(&self, writer: Writer<'_>, store: &Store, queue: &Queue) {
         self.run_by(async || self.write(writer, store, queue).await).await;
@@ -138,7 +144,7 @@ impl WriteBack {
             }
             match write().await {
                 Ok(moved) => {
-                    self.contact.answered(self.lag() > 0);
+                    self.note_answer();
                     (backoff, trouble) = (BACKOFF.0, false);
                     self.answered.beat();
                     self.written.notify_one();
@@ -147,8 +153,13 @@ impl WriteBack {
                         sleep(GATHER).await;
                     }
                 }
-                Err(error) if is_fenced(&error) => return self.contact.answered(self.lag() > 0),
+                Err(error) if is_fenced(&error) => return self.note_answer(),
                 Err(error) => {
+                    // All may have been told, and what was to be read after it not be there.
+                    if self.lag() == 0 {
+                        self.note_answer();
+                        self.written.notify_one();
+                    }
                     let (waiting, error) = (self.lag(), chain(error.as_ref()));
                     match std::mem::replace(&mut trouble, true) {
                         false => warn!(waiting, %error, "cannot write back; will try again"),

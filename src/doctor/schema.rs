@@ -34,7 +34,7 @@ pub(super) fn triggers() -> Vec<Part> {
     parts("trigger", &["or", "replace", "constraint"])
 }
 
-/// Every index that the migrations make.
+/// Every index that the migrations make, and do not drop again.
 pub(super) fn indexes() -> Vec<Part> {
     parts("index", &["unique"])
 }
@@ -45,7 +45,7 @@ pub(super) fn policies() -> Vec<Part> {
 }
 
 /// `create [QUALIFIER…] KIND [concurrently] [if not exists] NAME … on TABLE …;`, by the last text of each, and
-/// `drop KIND NAME on TABLE;`
+/// `drop KIND NAME on TABLE;`, or of an index `drop index SCHEMA.NAME;`
 fn parts(kind: &str, qualifiers: &[&str]) -> Vec<Part> {
     let mut parts: Vec<Part> = vec![];
     for (_, _, text) in MIGRATIONS {
@@ -58,11 +58,11 @@ fn parts(kind: &str, qualifiers: &[&str]) -> Vec<Part> {
                 continue;
             }
             let name = words.find(|word| !["concurrently", "if", "not", "exists"].contains(word));
-            if let (Some(name), Some(table)) = (name, words.skip_while(|word| *word != "on").nth(1)) {
-                parts.retain(|known| (known.name, known.table) != (name, table));
-                if verb == "create " {
-                    parts.push(Part { name, table, statement });
-                }
+            let Some(name) = name.and_then(|name| name.rsplit('.').next()) else { continue };
+            let table = words.skip_while(|word| *word != "on").nth(1);
+            parts.retain(|known| known.name != name || table.is_some_and(|table| known.table != table));
+            if let ("create ", Some(table)) = (verb, table) {
+                parts.push(Part { name, table, statement });
             }
         }
     }
@@ -136,6 +136,7 @@ mod tests {
         assert!(triggers.iter().all(|trigger| trigger.name != "zzzz_cyberdesk_inserted"), "it was dropped");
         assert!(triggers.iter().any(|trigger| trigger.name == "wake_on_new_work"));
         assert!(indexes().iter().any(|index| index.name == "cyberdesk_instances_not_over_idx"), "{:?}", indexes());
+        assert!(indexes().iter().all(|index| index.name != "desktop_not_over_idx"), "it was dropped");
         assert!(policies().iter().any(|policy| policy.name == "cyberdesk_owners_read"), "{:?}", policies());
         let objects = objects();
         let remedy =

@@ -286,6 +286,18 @@ async fn ended_at_once(postgres: &Postgres) -> Result<()> {
     let id = fixture.insert().await?;
     assert_eq!(fixture.operator.look(id, &["desired", "reason"]).await?, "absent requested");
     assert_eq!(fixture.operator.dirty().await?, [id]);
+    // Before we have heard of the row at all.
+    fixture
+        .app
+        .batch_execute(
+            "create function public.refuse_row() returns trigger language plpgsql set search_path = '' as
+               $$ begin perform public.request_shutdown(new.id); return null; end $$;
+             drop trigger refuse on public.cyberdesk_instances;
+             create trigger refuse after insert on public.cyberdesk_instances for each row execute function public.refuse_row()",
+        )
+        .await?;
+    let id = fixture.insert().await?;
+    assert_eq!(fixture.operator.look(id, &["desired", "reason"]).await?, "absent requested");
     Ok(())
 }
 
@@ -320,6 +332,16 @@ async fn written_at_once(postgres: &Postgres) -> Result<()> {
         ))
         .await;
     assert_eq!(code(again), "23505");
+    for status in ["pending", "error"] {
+        let insert = format!(
+            "insert into public.cyberdesk_instances (id, user_id, status) values ('{}', '{}', '{status}')",
+            Uuid::from_u128(7),
+            fixture.user
+        );
+        let twice =
+            format!("{insert}; delete from public.cyberdesk_instances where id = '{}'; {insert}", Uuid::from_u128(7));
+        assert_eq!(code(fixture.app.batch_execute(&format!("rollback; begin; {twice}")).await), "23505", "{status}");
+    }
     Ok(())
 }
 
