@@ -430,6 +430,24 @@ mod tests {
         assert!(waited.await <= GATHER + Duration::from_millis(1));
     }
 
+    /// What the database decided is read anew after a batch, and that may fail when all was told.
+    #[tokio::test(start_paused = true)]
+    async fn once_all_is_told_nobody_waits_though_what_follows_fails() {
+        let write_back = WriteBack::default();
+        let write = async || {
+            let reports = write_back.outbox().next_reports(Instant::now());
+            reports.iter().for_each(|report| assert!(write_back.outbox().answered(report, Answer::Final)));
+            bail!("connection refused")
+        };
+        write_back.report(report(1), None);
+        tokio::select! {
+            () = write_back.run_by(write) => unreachable!("the term is not over"),
+            drained = timeout(DAY, write_back.drained()) => drained.expect("nothing waits to be told"),
+        }
+        tokio::time::advance(DAY).await;
+        assert!(write_back.silence(None).is_zero(), "it was asked nothing");
+    }
+
     /// Desktops change all day long, and half of them come to their deadline; the database is away until the evening.
     #[tokio::test(start_paused = true)]
     async fn a_day_without_the_database_costs_a_try_in_five_seconds_one_line_and_one_round_to_catch_up() {

@@ -227,9 +227,9 @@ impl Kopf {
             crs.iter().map(|cr| format!("{} {:?}", cr.name_any(), cr.resource_version())).collect();
         for api in [self.vms(), self.vmis()] {
             for object in api.list(&all).await? {
-                let (labels, annotations) = (object.labels(), object.annotations());
-                let (uid, deleted) = (object.uid(), object.metadata.deletion_timestamp.is_some());
-                writable.push(format!("{} {uid:?} {deleted} {labels:?} {annotations:?}", object.name_any()));
+                let kept = (object.labels(), object.annotations(), object.finalizers(), &object.data["spec"]);
+                let itself = (object.uid(), object.metadata.deletion_timestamp.is_some());
+                writable.push(format!("{} {itself:?} {kept:?}", object.name_any()));
             }
         }
         Ok(writable)
