@@ -207,9 +207,12 @@ fn write_back(vitals: &Vitals) -> Check {
 
 fn clocks(vitals: &Vitals) -> Check {
     let old = |(_, age): &&(&str, Option<Duration>)| age.is_none_or(|age| age > CLOCKS);
-    let state = match vitals.clocks.iter().filter(old).map(|(whose, _)| *whose).collect::<Vec<_>>().as_slice() {
+    let state = match vitals.clocks.iter().filter(old).collect::<Vec<_>>().as_slice() {
         [] => State::Ok,
-        [whose] => State::Warning(format!("{whose} clock was not read for a while: the other stands in for it")),
+        [(whose, age)] => {
+            let since = age.map_or("yet".to_owned(), |age| format!("for {} s", age.as_secs()));
+            State::Warning(format!("{whose} clock was not read {since}: the other stands in for it"))
+        }
         _ => State::Failed("neither the database's nor the API server's clock can be read".to_owned()),
     };
     Check::new("clocks", state)
@@ -300,5 +303,13 @@ mod tests {
         let wanted = "[+]listen ok: warning: notifications do not arrive: rows are looked at every second meanwhile\n\
                       [-]rows failed: the rows were not read yet\n[+]watch-crs ok\nreadyz check failed\n";
         assert_eq!(told, wanted);
+    }
+    #[test]
+    fn a_clock_that_was_never_read_is_told_from_one_that_cannot_be_read_any_more() {
+        for (age, since) in [(None, "yet"), (Some(SECOND * 61), "for 61 s")] {
+            let told = readiness(&Vitals { clocks: [("mine", age), ("yours", Some(SECOND))], ..well() }).pop();
+            let wanted = format!("[+]clocks ok: warning: mine clock was not read {since}: the other stands in for it");
+            assert_eq!(told.map(|check| check.to_string()), Some(wanted));
+        }
     }
 }
