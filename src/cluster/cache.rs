@@ -1,6 +1,6 @@
 //! What was last seen of one kind of object, by key.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -27,11 +27,13 @@ struct State<T> {
     objects: Listing<T>,
     /// The latest version that the watch has told of, of any object.
     newest: u64,
+    /// What calls of ours have answered since a list was begun: it may be of before them. `None`: none is under way.
+    learned: Option<HashSet<Key>>,
 }
 
 impl<T> Default for Cache<T> {
     fn default() -> Self {
-        let state = State { objects: HashMap::new(), newest: 0 };
+        let state = State { objects: HashMap::new(), newest: 0, learned: None };
         Self { state: Mutex::new(state), complete: watch::Sender::new(false) }
     }
 }
@@ -63,6 +65,9 @@ impl<T: Clone + PartialEq> Cache<T> {
         let mut state = self.state();
         if state.objects.contains_key(key) || version > state.newest {
             state.put(key, version, object);
+            if let Some(learned) = &mut state.learned {
+                learned.insert(key.clone());
+            }
         }
     }
 
@@ -80,6 +85,11 @@ impl<T: Clone + PartialEq> Cache<T> {
         self.state().objects.remove(key);
     }
 
+    /// A list is begun.
+    pub fn begin_list(&self) {
+        self.state().learned = Some(HashSet::new());
+    }
+
     /// An object to be listed: the one that there is, if it is the same, so that a new list takes no room of its own.
     pub(super) fn shared(&self, key: &Key, object: T) -> Arc<T> {
         let state = self.state();
@@ -88,8 +98,18 @@ impl<T: Clone + PartialEq> Cache<T> {
     }
 
     /// Takes in a complete list. Returns all keys whose object is another, new or gone.
-    pub fn replace(&self, objects: Listing<T>) -> Vec<Key> {
+    ///
+    /// Of what a call of ours has answered meanwhile the later version stays. Of other objects the listed one does,
+    /// whatever its version: after the API server's data was restored from a copy, versions are lower than before.
+    pub fn replace(&self, mut objects: Listing<T>) -> Vec<Key> {
         let mut state = self.state();
+        for key in state.learned.take().unwrap_or_default() {
+            if let (Some(listed), Some(known)) = (objects.get_mut(&key), state.objects.get(&key))
+                && known.0 > listed.0
+            {
+                *listed = known.clone();
+            }
+        }
         let first = !self.complete.send_replace(true);
         state.newest = objects.values().map(|(version, _)| *version).max().unwrap_or(0);
         let before = std::mem::replace(&mut state.objects, objects);
@@ -181,6 +201,25 @@ mod tests {
         cache.learn(&key("a"), 8, 80);
         cache.remove(&key("a"), 7);
         assert_eq!(cache.get(&key("a")), Seen::Present(80), "made anew, and the old one's end told again");
+    }
+
+    #[test]
+    fn a_list_does_not_bring_back_what_an_answer_has_overtaken() {
+        let cache = Cache::<u8>::default();
+        let list = |version: u64, object: u8| HashMap::from([(key("a"), (version, Arc::new(object)))]);
+        cache.replace(list(5, 50));
+        cache.begin_list();
+        cache.learn(&key("a"), 6, 60);
+        assert_eq!(cache.replace(list(5, 50)), [], "it was read before the call");
+        assert_eq!(cache.get(&key("a")), Seen::Present(60));
+        cache.begin_list();
+        cache.learn(&key("a"), 7, 70);
+        assert_eq!(cache.replace(list(8, 80)), [key("a")], "it was read after the call, and after somebody else's");
+        assert_eq!(cache.get(&key("a")), Seen::Present(80));
+        cache.learn(&key("a"), 9, 90);
+        cache.begin_list();
+        assert_eq!(cache.replace(list(3, 30)), [key("a")], "the API server's data was restored");
+        assert_eq!(cache.get(&key("a")), Seen::Present(30));
     }
 
     #[test]
