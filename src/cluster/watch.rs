@@ -21,6 +21,9 @@ pub(super) const WATCH_SECONDS: u32 = 30;
 /// A watch that has said nothing for so long is dead, though its socket lives: a quiet one would have ended.
 pub(super) const SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 
+/// Wait before all is listed anew because the version that a watch goes on from is not known any more.
+const EXPIRED: Duration = Duration::from_secs(1);
+
 /// Keeps a cache current and wakes the desktops whose objects changed. Ends when it is dropped.
 ///
 /// All is listed anew every so often: a watch that loses events goes on after them as if it had told them. There is
@@ -35,13 +38,14 @@ where
     let mut events = watch();
     let mut relist = interval_at(Instant::now() + relist, relist);
     let mut list = HashMap::new();
-    let (mut trouble, mut listed) = (false, false);
+    let (mut trouble, mut expired, mut listing, mut listed) = (false, false, true, false);
     loop {
         let event = tokio::select! {
             event = events.next() => event,
-            // One that is in trouble lists anew by itself, after its back-off.
-            _ = relist.tick(), if !trouble => {
+            // One that is in trouble goes on by itself, after its back-off.
+            _ = relist.tick(), if !listing && (!trouble || expired) => {
                 events = watch();
+                expired = false;
                 continue;
             }
         };
@@ -51,7 +55,11 @@ where
             tell(event.is_ok());
         }
         match event {
-            Ok(Event::Init) => list = HashMap::new(),
+            Ok(Event::Init) => {
+                listing = true;
+                list = HashMap::new();
+                cache.begin_list();
+            }
             Ok(Event::InitApply(object)) => {
                 if let Some(key) = object.key() {
                     let seen = cache.shared(&key, object.seen());
@@ -68,7 +76,7 @@ where
                 if trouble || !listed {
                     info!(%kind, "listed");
                 }
-                (trouble, listed) = (false, true);
+                (trouble, listing, listed) = (false, false, true);
             }
             Ok(Event::Apply(object)) => {
                 trouble = false;
@@ -88,6 +96,12 @@ where
                 }
             }
             Err(error) => {
+                listing = false;
+                // The watcher lists anew when a watch is told so in its stream, and not when its start is refused so.
+                if matches!(&error, Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410) {
+                    expired = true;
+                    relist.reset_after(EXPIRED);
+                }
                 // Once per trouble: the back-off repeats it for as long as it lasts.
                 if std::mem::replace(&mut trouble, true) {
                     continue;
