@@ -174,6 +174,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         () = operator.scan(&config) => unreachable!("the scan goes on for ever"),
         () = listen::run(&config.database, &operator.pool, &operator.wakeups, &operator.metrics.heartbeat) => unreachable!("the listener goes on for ever"),
         () = operator.read_the_databases_clock() => unreachable!("the clocks are read for ever"),
+        () = operator.count_silence() => unreachable!("silence is counted for ever"),
         () = operator.read_the_api_servers_clock(&client) => unreachable!("the clocks are read for ever"),
         ended = watches.join_next() => unreachable!("a watch goes on for ever: {ended:?}"),
         served = http::serve(listener, operator.clone()) => served?,

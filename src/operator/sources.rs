@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 use super::Operator;
 use crate::cluster::{self, Cache, Cluster, Observed, follow};
 use crate::config::Config;
+use crate::database::contact::TICK;
 use crate::database::rows;
 use crate::model::{Desired, Row};
 use crate::names::Key;
@@ -186,6 +187,15 @@ impl Operator {
                 }
             }
             sleep(DOUBT_INTERVAL).await;
+        }
+    }
+
+    /// Counts how long the database leaves unanswered what it is asked.
+    pub(super) async fn count_silence(&self) {
+        loop {
+            sleep(TICK).await;
+            self.reads.tick();
+            self.write_back.tick();
         }
     }
 
