@@ -52,7 +52,7 @@ use pair::Pair;
 /// First and longest wait before another term, while another daemon keeps taking the database from us.
 const DEPOSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Longest time to give the Lease back when told to stop.
-const RELEASE: Duration = Duration::from_millis(500);
+const RELEASE: Duration = Duration::from_secs(2);
 /// Time to finish what is in flight when told to stop. What is abandoned, the next look finds.
 const GRACE: Duration = Duration::from_millis(800);
 
