@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
+use rustix::process::Signal;
 
 use crate::world::World;
 use crate::{Story, story};
@@ -12,6 +14,7 @@ pub(crate) fn stories() -> Vec<Story> {
     vec![
         story("hundreds of deadlines within seconds: each is kept, none early, one after the other", hundreds).alone(),
         story("the leader killed before a deadline: the other keeps it", leader_killed),
+        story("a deadline that is extended while the leader stands still is the later one", extended_unseen),
     ]
 }
 
@@ -53,5 +56,36 @@ async fn leader_killed(world: &World) -> Result<()> {
     let row = world.until_over(&id).await?;
     ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("timeout")), "{row:?}");
     ensure!(row.shutdown_requested_at.is_some_and(|at| at >= row.timeout_at), "{row:?}");
+    Ok(())
+}
+
+async fn extended_unseen(world: &World) -> Result<()> {
+    let leader = world.start_daemon("operator", &[]).await?;
+    let id = world.running_desktop("1 hour").await?;
+    world.app("update cyberdesk_instances set timeout_at = now() + interval '3 seconds' where id = $1", &id).await?;
+    // As the row is locked, the leader asks again and again, and is stopped while a question is open.
+    let app = world.database.connect_as("postgres").await?;
+    app.batch_execute("begin; update cyberdesk_instances set timeout_at = timeout_at + interval '1 hour'").await?;
+    let past = async |seconds: u32| {
+        let past = format!(
+            "select count(*) from cyberdesk_instances where timeout_at at time zone 'utc' + interval '{seconds} seconds' < clock_timestamp()"
+        );
+        world.until(&format!("the old deadline is {seconds} s past"), async || Ok(world.count(&past).await? == 1)).await
+    };
+    past(1).await?;
+    leader.signal(Signal::STOP)?;
+    past(4).await?;
+    app.batch_execute("commit").await?;
+    leader.signal(Signal::CONT)?;
+    let later = world.row(&id).await?.timeout_at;
+    let shown = async || {
+        let cr = world.crs().get(&id).await?.data;
+        ensure!(cr["status"]["end"].is_null(), "it was ended: {cr}");
+        let deadline = cr["spec"]["expiresAt"].as_str().context("it has a deadline")?;
+        Ok(deadline.parse::<Timestamp>()? == later)
+    };
+    world.until("the CR has the later deadline", shown).await?;
+    let row = world.row(&id).await?;
+    ensure!(row.status == "running" && row.reason.is_none(), "{row:?}");
     Ok(())
 }
