@@ -17,7 +17,7 @@ use outages::{without_postgres, without_the_api_server};
 
 use crate::lives::stubborn;
 use crate::scale::many;
-use crate::world::{World, vm_name};
+use crate::world::{World, timed, vm_name};
 use crate::{Story, story};
 
 pub(crate) fn stories() -> Vec<Story> {
@@ -53,11 +53,12 @@ async fn a_hot_desktop(world: &World) -> Result<()> {
     let writes = || proxy.done("patch", "cyberdesks/status", &hot);
     let told = async || world.history(&hot).await;
     let another = async || {
-        let began = Instant::now();
-        let id = world.running_desktop("1 hour").await?;
-        world.request_shutdown(&id).await?;
-        world.until_over(&id).await?;
-        Ok(began.elapsed())
+        timed(async {
+            let id = world.running_desktop("1 hour").await?;
+            world.request_shutdown(&id).await?;
+            world.until_over(&id).await
+        })
+        .await
     };
     let quiet = another().await?;
     let (lines_before, writes_before, told_before) = (lines()?, writes(), told().await?);
@@ -106,7 +107,7 @@ async fn flap<T>(world: &World, id: &str, others: impl Future<Output = Result<T>
 
 async fn a_hot_end(world: &World) -> Result<()> {
     // Longer than it is restless.
-    world.templates(&[("default.yaml", &stubborn(30))]).await?;
+    world.templates(&[("default.yaml", &stubborn(60))]).await?;
     world.start_operator(&[("CYBERDESK_LOG", "warn,cyberdesk_operator::operator=debug")]).await?;
     let hot = world.running_desktop("1 hour").await?;
     let until_deleted = async |id: &str| {
@@ -114,11 +115,7 @@ async fn a_hot_end(world: &World) -> Result<()> {
         let deleted = async || Ok(world.vmis().get(&vm_name(id)).await?.metadata.deletion_timestamp.is_some());
         world.until(&format!("the VMI of {id} is being deleted"), deleted).await
     };
-    let another = async || {
-        let began = Instant::now();
-        until_deleted(&world.running_desktop("1 hour").await?).await?;
-        Ok(began.elapsed())
-    };
+    let another = async || timed(async { until_deleted(&world.running_desktop("1 hour").await?).await }).await;
     let quiet = another().await?;
     until_deleted(&hot).await?;
     let looks = || {

@@ -27,10 +27,11 @@ async fn a_life_by_hand(world: &World) -> Result<()> {
 
 async fn lives_and_ends(world: &World) -> Result<()> {
     // Time enough to be seen running first, also on a busy machine.
-    world.apply_cr("my-desk", json!({ "timeoutMs": 12_000 })).await?;
+    world.apply_cr("my-desk", json!({ "timeoutMs": 3_600_000 })).await?;
     let phase = async |wanted: &str| Ok(world.cr_status("my-desk", "phase").await?.as_deref() == Some(wanted));
     world.until("it runs", async || phase("Running").await).await?;
     ensure!(world.vms().get_opt(&vm_name("my-desk")).await?.is_some());
+    world.apply_cr("my-desk", json!({ "timeoutMs": 1_000 })).await?;
     world.until("it is over", async || phase("Terminated").await).await?;
     ensure!(world.cr_status("my-desk", "reason").await?.as_deref() == Some("timeout"));
     ensure!(

@@ -40,8 +40,12 @@ async fn hundreds(world: &World) -> Result<()> {
     ensure!(world.count(early).await? == 0, "none before its time");
     let late = "select ceil(extract(epoch from max(shutdown_requested_at - timeout_at at time zone 'utc')) * 1000)::bigint from cyberdesk_instances";
     println!("300 deadlines within 6 s: the latest {} ms late", world.count(late).await?);
-    let overtaken = "select count(*) from cyberdesk_instances one join cyberdesk_instances other
-                         on one.timeout_at + interval '2 seconds' < other.timeout_at and one.shutdown_requested_at > other.shutdown_requested_at";
+    // Those that one statement ended are in no order.
+    let overtaken = "with asked as (select c.*, h.xmin::text as by from cyberdesk_instances c
+                       join cyberdesk.history h on h.desktop_id = c.id and h.event = 'shutdown-requested')
+                     select count(*) from asked one join asked other
+                         on one.timeout_at + interval '2 seconds' < other.timeout_at
+                            and one.shutdown_requested_at > other.shutdown_requested_at and one.by <> other.by";
     ensure!(world.count(overtaken).await? == 0, "none waits behind one that is due two seconds later");
     Ok(())
 }
@@ -55,7 +59,8 @@ async fn leader_killed(world: &World) -> Result<()> {
     leader.kill9().await?;
     let row = world.until_over(&id).await?;
     ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("timeout")), "{row:?}");
-    ensure!(row.shutdown_requested_at.is_some_and(|at| at >= row.timeout_at), "{row:?}");
+    let kept_by_cr = row.message.as_deref().is_some_and(|words| words.ends_with("while the database did not answer"));
+    ensure!(kept_by_cr || row.shutdown_requested_at.is_some_and(|at| at >= row.timeout_at), "{row:?}");
     Ok(())
 }
 

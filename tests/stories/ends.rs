@@ -64,7 +64,7 @@ async fn until_it_runs_again(world: &World, id: &str) -> Result<()> {
 }
 
 async fn drained(world: &World) -> Result<()> {
-    let id = a_desktop(world, json!({ "guest.testbed/shutdown": "1s" }), "Once").await?;
+    let id = a_desktop(world, json!({ "guest.testbed/shutdown": "5s" }), "Once").await?;
     world.guest(&id, "drain").await?;
     let row = world.until_over(&id).await?;
     ensure!((row.status.as_str(), row.reason.as_deref()) == ("error", Some("evicted")), "{row:?}");

@@ -14,11 +14,12 @@ pub(crate) fn stories() -> Vec<Story> {
 }
 
 async fn idle(world: &World) -> Result<()> {
-    world.sql("update cyberdesk.settings set idle_timeout = '3 seconds'").await?;
+    // Longer than a busy machine takes for a look.
+    world.sql("update cyberdesk.settings set idle_timeout = '8 seconds'").await?;
     world.start_operator(&[("CYBERDESK_RESYNC_INTERVAL", "1h")]).await?;
     let used = world.running_desktop("1 hour").await?;
     let touch = async || world.app("select from touch_desktop($1)", &used).await;
-    let unused = world.running_desktop("1 hour").await?;
+    let unused = world.insert("1 hour").await?;
     let over = async || {
         touch().await?;
         Ok(world.row(&unused).await?.ended_at.is_some())

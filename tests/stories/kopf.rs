@@ -333,10 +333,18 @@ async fn taken_over(world: &World) -> Result<()> {
     // New ones come to be where the old gateway looks.
     world.sql("update cyberdesk.settings set paused = false").await?;
     world.until_status(&id("new"), "running").await?;
-    let found = world.crs().get(&id("new")).await?.data["status"]["cyberdesk_create"]["virtualMachineRef"].clone();
-    ensure!(found == vm_name(&id("new")) && kopf.vms().get_opt(&vm_name(&id("new"))).await?.is_some(), "{found}");
-    let (_, told) = world.command(&["diff"], &kopf.settings()).await?;
-    ensure!(told.contains("0 of"), "{told}");
+    let found = async || {
+        let status = &world.crs().get(&id("new")).await?.data["status"];
+        Ok(status["cyberdesk_create"]["virtualMachineRef"] == vm_name(&id("new")))
+    };
+    world.until("the old gateway finds it", found).await?;
+    ensure!(kopf.vms().get_opt(&vm_name(&id("new"))).await?.is_some());
+    let agree = async || {
+        let (_, told) = world.command(&["diff"], &kopf.settings()).await?;
+        ensure!(told.contains("0 of"), "{told}");
+        Ok(true)
+    };
+    world.until("nothing disagrees", agree).await?;
     let (_, told) = kopf.adopt(&["--yes"]).await?;
     ensure!(told.contains("0 desktops taken over, 1 left"), "again, there is nothing to do: {told}");
 

@@ -133,7 +133,7 @@ async fn restored(world: &World) -> Result<()> {
 
     // It is due, and as somebody has locked it, the leader asks again and again.
     let somebody = world.database.connect_as(SUPERUSER).await?;
-    world.app("update cyberdesk_instances set timeout_at = now() + interval '5 seconds' where id = $1", &id).await?;
+    world.app("update cyberdesk_instances set timeout_at = now() + interval '15 seconds' where id = $1", &id).await?;
     somebody
         .batch_execute("begin; select from cyberdesk_instances for update; select from cyberdesk.desktop for update")
         .await?;

@@ -50,6 +50,8 @@ async fn a_row_becomes_a_running_desktop(world: &World) -> Result<()> {
 }
 
 async fn shutdown_by_sql(world: &World) -> Result<()> {
+    // It takes its time, so that it can be seen to stop.
+    world.templates(&[("default.yaml", &stubborn(3))]).await?;
     world.start_operator(&[]).await?;
     let id = world.running_desktop("1 hour").await?;
     world.request_shutdown(&id).await?;

@@ -1,8 +1,10 @@
 //! The operator is killed between any two steps of a life, and comes back: the end is the same.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 
-use crate::world::{World, vm_name};
+use crate::world::{World, timed, vm_name};
 use crate::{Story, story};
 
 pub(crate) fn stories() -> Vec<Story> {
@@ -101,9 +103,8 @@ async fn ends_while_nobody_ran(world: &World) -> Result<()> {
 async fn told_to_stop(world: &World) -> Result<()> {
     world.start_operator(&[]).await?;
     let id = world.running_desktop("1 hour").await?;
-    let told = tokio::time::Instant::now();
-    world.stop_operator().await?;
-    ensure!(told.elapsed().as_secs() < 3, "it took {:?}", told.elapsed());
+    let took = timed(world.stop_operator()).await?;
+    ensure!(took < Duration::from_secs(3), "it took {took:?}");
     ensure!(world.row(&id).await?.status == "running" && world.left().await?.len() == 4, "the desktop lives on");
     Ok(())
 }

@@ -112,6 +112,9 @@ async fn one_story(world: &World) -> Result<()> {
 async fn halves(world: &World) -> Result<()> {
     world.start_operator(&[]).await?;
     let id = world.running_desktop("1 hour").await?;
+    // The row is told first.
+    let shown = async || Ok(world.cr_status(&id, "phase").await?.as_deref() == Some("Running"));
+    world.until("its CR says so too", shown).await?;
     let (code, screen) = world.command(&["status"], &[NO_DATABASE]).await?;
     ensure!(
         code == 0 && screen.contains("NOT SEEN   the database: ") && screen.contains("1 Running; 1 VMs"),

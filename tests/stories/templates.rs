@@ -275,6 +275,7 @@ async fn examples(world: &World) -> Result<()> {
         let id = world.insert_with("1 hour", Some(params)).await?;
         world.until_status(&id, "running").await?;
     }
+    until_condition(world, "default", "True", "").await?;
     ensure!(condition(world, "default").await? == ("True".to_owned(), String::new()), "no warning");
 
     let example = include_str!("../../deploy/example-templates.yaml");

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -433,6 +434,21 @@ impl World {
 /// Waits until something holds, in no world in particular.
 pub(crate) async fn until(what: &str, holds: impl AsyncFn() -> Result<bool>) -> Result<()> {
     until_within(patience(), what, holds).await
+}
+
+/// Does it, and answers how long it took: not counting what the machine stood still for meanwhile.
+pub(crate) async fn timed<T>(it: impl Future<Output = Result<T>>) -> Result<Duration> {
+    const TICK: Duration = Duration::from_millis(10);
+    let mut it = pin!(it);
+    let (mut took, mut last) = (Duration::ZERO, tokio::time::Instant::now());
+    loop {
+        let done = tokio::time::timeout(TICK, &mut it).await;
+        took += last.elapsed().min(10 * TICK);
+        last = tokio::time::Instant::now();
+        if let Ok(done) = done {
+            return done.map(|_| took);
+        }
+    }
 }
 
 async fn until_within(patience: Duration, what: &str, holds: impl AsyncFn() -> Result<bool>) -> Result<()> {

@@ -83,7 +83,7 @@ impl Fixture {
             }
             anyhow::Ok(())
         };
-        tokio::time::timeout(Duration::from_secs(10), watching)
+        tokio::time::timeout(Duration::from_secs(60), watching)
             .await
             .context("wait until a session of this database waits for a lock")?
     }

@@ -186,6 +186,9 @@ async fn takeover(postgres: &Postgres) -> Result<()> {
     Ok(())
 }
 
+/// The app's sessions fail when they wait for a lock for longer: a migration waits for one a fifth of a second at a time.
+const BRIEFLY: &str = "set lock_timeout = '3s'";
+
 async fn live_takeover(postgres: &Postgres) -> Result<()> {
     let database = postgres.supabase_database().await?;
     let app = database.connect_as("postgres").await?;
@@ -195,6 +198,7 @@ async fn live_takeover(postgres: &Postgres) -> Result<()> {
         let (done, database) = (Arc::clone(&done), &database);
         async move {
             let app = database.connect_as("postgres").await?;
+            app.batch_execute(BRIEFLY).await?;
             let (mut round, mut longest) = (0, Duration::ZERO);
             while !done.load(Ordering::Relaxed) {
                 round += 1;
@@ -239,7 +243,6 @@ async fn live_takeover(postgres: &Postgres) -> Result<()> {
         assert!(rounds > 1, "the app went on");
         // On an idle machine it is tens of milliseconds; this one may be busy with other tests.
         println!("the longest insert during the takeover of 100,000 rows took {} ms", longest.as_millis());
-        assert!(longest < Duration::from_secs(3), "an insert took {longest:?}");
     }
 
     let fixture = Fixture::on(database).await?;
@@ -427,12 +430,11 @@ async fn held_up(postgres: &Postgres) -> Result<()> {
             let (app, watcher) = (database.connect_as("postgres").await?, database.connect_as("postgres").await?);
             let waits = "select exists (select from pg_locks l where not l.granted and l.mode = 'AccessExclusiveLock'
                 and l.database = (select oid from pg_database where datname = current_database()))";
-            let (mut longest, mut beside) = (Duration::ZERO, 0);
+            app.batch_execute(BRIEFLY).await?;
+            let mut beside = 0;
             while !done.load(Ordering::Relaxed) {
                 let waits: bool = watcher.query_one(waits, &[]).await?.get(0);
-                let began = Instant::now();
                 app.execute(insert, &[&user]).await.context("insert beside the migration")?;
-                longest = longest.max(began.elapsed());
                 if waits {
                     waiting.store(true, Ordering::Relaxed);
                     beside += 1;
@@ -442,11 +444,11 @@ async fn held_up(postgres: &Postgres) -> Result<()> {
                     holder.batch_execute("commit").await?;
                 }
             }
-            anyhow::Ok(longest)
+            anyhow::Ok(())
         };
-        let (report, longest) = tokio::join!(migrating, others);
+        let (report, passed) = tokio::join!(migrating, others);
+        passed?;
         assert!(waiting.load(Ordering::Relaxed), "the migration had to wait");
-        assert!(longest? < Duration::from_secs(3), "it waits a fifth of a second at a time, and lets others pass");
         report?
     };
     assert_eq!(report.applied.len(), MIGRATIONS.len());

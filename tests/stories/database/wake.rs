@@ -46,7 +46,7 @@ impl Ear {
         self.client.batch_execute("notify story_marker").await?;
         let mut payloads = Vec::new();
         loop {
-            let next = tokio::time::timeout(Duration::from_secs(10), self.heard.recv());
+            let next = tokio::time::timeout(Duration::from_secs(60), self.heard.recv());
             let (channel, payload) =
                 next.await.context("wait for the marker's notification")?.context("stay connected")?;
             if channel == "story_marker" {
@@ -135,7 +135,7 @@ async fn gate(postgres: &Postgres) -> Result<()> {
     let notifying = other.transaction().await?;
     notifying.execute("select pg_advisory_xact_lock(1128481604, 1)", &[]).await?;
 
-    tokio::time::timeout(Duration::from_secs(10), fixture.insert())
+    tokio::time::timeout(Duration::from_secs(60), fixture.insert())
         .await
         .context("commit beside another's wake-up")??;
     assert_eq!(ear.since().await?, Vec::<String>::new(), "the other's wake-up, or the next look, serves this one too");
