@@ -319,11 +319,20 @@ impl WriteBack {
     }
 }
 
-/// Whether the database refuses something in the batch, and not the batch: bad data, a constraint, a trigger of
-/// the app's (classes 22, 23 and `raise`).
+/// Whether the database refuses something in the batch, and not the batch.
 fn is_refusal(error: &anyhow::Error) -> bool {
-    let code = error.chain().find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>()?.code());
-    code.is_some_and(|code| ["22", "23", "P0"].iter().any(|class| code.code().starts_with(class)))
+    let told = error.chain().find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>()?.as_db_error());
+    told.is_some_and(|told| refuses(told.code().code(), told.where_().is_some()))
+}
+
+/// Whether an error of this code is about something in the batch: bad data, a constraint (classes 22 and 23), or
+/// whatever a trigger of the app's raises, which may be of any class that says nothing of connection, session,
+/// transaction, locks or server. Such a one comes from `within` a function, which PostgreSQL then names as its context:
+/// a statement of ours that is not understood has none.
+fn refuses(code: &str, within: bool) -> bool {
+    const OF_ALL: [&str; 11] = ["08", "25", "28", "3D", "3F", "40", "53", "55", "57", "58", "CD"];
+    let of = |classes: &[&str]| classes.iter().any(|class| code.starts_with(class));
+    of(&["22", "23", "P0"]) || within && !of(&OF_ALL)
 }
 
 /// Takes the fence for a term. Answers the epoch that the database has, if that is not below the term's.
@@ -386,6 +395,28 @@ mod tests {
 
     const DAY: Duration = Duration::from_secs(86_400);
     const DESKTOPS: u128 = 200;
+
+    #[test]
+    fn what_a_trigger_of_the_app_raises_is_of_one_desktop_whatever_its_code() {
+        let cases = [
+            ("22P02", false, true),
+            ("23514", true, true),
+            ("P0001", true, true),
+            ("PT409", true, true),
+            ("45000", true, true),
+            ("42703", true, true),
+            ("42883", false, false),
+            ("0A000", false, false),
+            ("40001", true, false),
+            ("55P03", true, false),
+            ("57014", true, false),
+            ("CD001", true, false),
+            ("XX000", false, false),
+        ];
+        for (code, within, refused) in cases {
+            assert_eq!(refuses(code, within), refused, "{code}");
+        }
+    }
 
     /// How long the report of another desktop waits after this was done to the first, whose row is locked or is not.
     async fn wait_of_another(locked: bool, first: impl AsyncFn(&WriteBack)) -> Duration {

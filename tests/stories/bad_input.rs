@@ -117,10 +117,10 @@ async fn a_bad_cr(world: &World) -> Result<()> {
 async fn a_poisoned_deadline(world: &World) -> Result<()> {
     world.start_operator(&[]).await?;
     let (poisoned, other) = (world.running_desktop("1 hour").await?, world.running_desktop("1 hour").await?);
-    // A trigger of the app's, which no end of this desktop passes.
+    // A trigger of the app's, which no end of this desktop passes; by a code that PostgREST makes a status of.
     let rule = format!(
         "create function no_end() returns trigger language plpgsql as
-           $$ begin if new.shutdown_requested_at is not null or new.ended_at is not null then raise exception 'not this one'; end if; return new; end $$;
+           $$ begin if new.shutdown_requested_at is not null or new.ended_at is not null then raise sqlstate 'PT409' using message = 'not this one'; end if; return new; end $$;
          create trigger zzz_no_end after update on cyberdesk_instances for each row when (new.id = '{poisoned}') execute function no_end();
          update cyberdesk_instances set timeout_at = now() + interval '2 seconds'"
     );
