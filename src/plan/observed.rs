@@ -42,7 +42,9 @@ impl Desktop<'_> {
                 end(Reason::VmDeleted, None)
             }
             (Seen::Present(vm), vmi) => {
-                self.guest_end(vm, vmi.present(), view.live).and_then(|(r, m)| end(r, m)).or_else(given_up)
+                // That it has become ready may have been missed.
+                let unready = || given_up().filter(|_| view.live);
+                self.guest_end(vm, vmi.present(), view.live).and_then(|(r, m)| end(r, m)).or_else(unready)
             }
         }
     }

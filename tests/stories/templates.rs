@@ -271,7 +271,9 @@ async fn user_data_from(world: &World) -> Result<()> {
 async fn examples(world: &World) -> Result<()> {
     // Those built in, first.
     world.start_operator(&[]).await?;
-    for params in [json!({}), json!({ "template": "small" })] {
+    // In Kubernetes 5.0 is 5.
+    let params = [json!({}), json!({ "template": "small" }), json!({ "template": "small", "grace_seconds": 5.0 })];
+    for params in params {
         let id = world.insert_with("1 hour", Some(params)).await?;
         world.until_status(&id, "running").await?;
     }

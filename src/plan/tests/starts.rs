@@ -134,6 +134,8 @@ fn each_way_to_be_stuck_is_told_once_and_ends_for_its_reason() {
         assert_eq!(report(&again), None, "{case}: once");
     }
     for (case, situation, _, reason) in stuck(601) {
+        assert!(situation.told().ends_with("look live"), "{case}: it may be ready by now: {}", situation.told());
+        let situation = situation.live();
         let status = written_status(&situation).expect(case);
         let end = status.end.unwrap_or_else(|| panic!("{case}: it is given up"));
         assert_eq!((end.phase, end.reason.as_str()), (Phase::Error, reason), "{case}");
@@ -144,9 +146,8 @@ fn each_way_to_be_stuck_is_told_once_and_ends_for_its_reason() {
 
 #[test]
 fn the_words_of_a_stuck_start_are_kubevirts() {
-    let end = written_status(&starting(601, untouched, waits(VmiPhase::Scheduling, "Unschedulable", NO_MEMORY)))
-        .and_then(|status| status.end)
-        .expect("an end");
+    let stuck = starting(601, untouched, waits(VmiPhase::Scheduling, "Unschedulable", NO_MEMORY));
+    let end = written_status(&stuck.live()).and_then(|status| status.end).expect("an end");
     assert_eq!(end.message, Some(format!("{NO_MEMORY} (not ready within 10m)")));
 }
 
@@ -275,7 +276,7 @@ fn kubevirt_that_is_silent_is_the_cluster_unless_others_get_on() {
         let progress = late.plan().progress.expect(case);
         assert!(progress.trouble.is_some_and(|trouble| trouble.before == stage), "{case}: the fleet hears of it");
         let fleet = Standing { passed: [(stage, at(-1))].into(), ..Standing::default() };
-        let alone = Situation { fleet, ..late };
+        let alone = Situation { fleet, ..late }.live();
         assert!(alone.told().starts_with("say Stopping(start-timeout)"), "{case}: {}", alone.told());
     }
     let no_webhook = starting(1000, |vm| vm.failure = Some(NO_WEBHOOK.into()), Absent);
@@ -343,7 +344,7 @@ fn a_restart_is_another_vmi_and_has_a_clock_of_its_own() {
     let migrated = Present(Vmi { node: Some("node02".into()), ip: Some("10.0.0.9".into()), ..up() });
     let status = written_status(&again(migrated)).expect("news");
     assert_eq!((status.restarts, status.node.as_deref()), (None, Some("node02")), "a migration is no restart");
-    let late = with_recorded(with_clock(again(another(false)), at(-600), Some(at(0)), None));
+    let late = with_recorded(with_clock(again(another(false)), at(-600), Some(at(0)), None)).live();
     assert!(late.told().starts_with("say Stopping(guest-not-ready), delete vm"), "{}", late.told());
     // A gateway that said `running`, and a CR that somebody deleted: nothing tells of another VMI.
     let unknown = with_row(starting(9000, untouched, Present(vmi(VmiPhase::Running, false))), |row| {
