@@ -22,11 +22,11 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, interval_at, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::answers::Tried;
-use super::watch::WATCH_SECONDS;
+use super::watch::{EXPIRED, WATCH_SECONDS, is_expired};
 use super::write::Cluster;
 use super::{CALL_DEADLINE, server_time};
 use crate::config::Config;
@@ -130,6 +130,8 @@ pub(crate) struct Keeper<'a> {
     /// Of the ConfigMaps and of Secrets with user data.
     namespace: &'a str,
     vm_namespace: &'a str,
+    /// Time between two reads of the ConfigMap, whatever the watch tells.
+    relist: Duration,
     /// The files of the good ones, and what was made of them.
     accepted: Sources,
     good: BTreeMap<String, Arc<Template>>,
@@ -146,8 +148,9 @@ impl<'a> Keeper<'a> {
     /// One that knows nothing yet.
     pub(crate) fn new(operator: &'a Operator, config: &'a Config, client: &'a Client) -> Self {
         let (namespace, vm_namespace) = (config.namespace.as_str(), config.vm_namespace.as_str());
+        let (relist, recorded) = (config.resync_interval, None);
         let (accepted, good, conditions, trouble, blind) = Default::default();
-        Self { operator, client, namespace, vm_namespace, accepted, good, conditions, trouble, blind, recorded: None }
+        Self { operator, client, namespace, vm_namespace, relist, accepted, good, conditions, trouble, blind, recorded }
     }
 
     /// Keeps the templates as the ConfigMap has them, without one those that ship with the binary; or as a folder
@@ -159,13 +162,20 @@ impl<'a> Keeper<'a> {
             self.read_record().await;
         }
         let config = watcher::Config::default().fields(&format!("metadata.name={CONFIG_MAP}")).timeout(WATCH_SECONDS);
-        let mut changes = watcher(self.config_maps(), config).default_backoff().boxed();
+        let maps = self.config_maps();
+        let watch = || watcher(maps.clone(), config.clone()).default_backoff().boxed();
+        let mut changes = watch();
+        let mut relist = interval_at(Instant::now() + self.relist, self.relist);
         let (mut found, mut trouble) = (None, false);
         let mut due = Instant::now();
         let mut retry = *RETRY.start();
         loop {
             let event = tokio::select! {
                 Some(event) = changes.next(), if follows => Some(event),
+                _ = relist.tick(), if follows => {
+                    changes = watch();
+                    continue;
+                }
                 () = sleep_until(due), if wanted.is_some() => None,
             };
             let map = match event {
@@ -181,6 +191,9 @@ impl<'a> Keeper<'a> {
                 Some(Ok(Event::Apply(map))) => Some(Some(map)),
                 Some(Ok(Event::Delete(_))) => Some(None),
                 Some(Err(error)) => {
+                    if is_expired(&error) {
+                        relist.reset_after(EXPIRED);
+                    }
                     if !std::mem::replace(&mut trouble, true) {
                         warn!(config_map = CONFIG_MAP, error = %chain(&error), "cannot watch; will try again");
                     }

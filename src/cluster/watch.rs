@@ -2,6 +2,7 @@
 //! decision but the key of a desktop to look at.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -22,7 +23,9 @@ pub(super) const WATCH_SECONDS: u32 = 30;
 pub(super) const SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 
 /// Wait before all is listed anew because the version that a watch goes on from is not known any more.
-const EXPIRED: Duration = Duration::from_secs(1);
+pub(super) const EXPIRED: Duration = Duration::from_secs(1);
+/// Shortest and longest wait before it is after any other error. No back-off of kube's watcher is longer.
+const QUIET: RangeInclusive<Duration> = Duration::from_secs(3)..=Duration::from_secs(65);
 
 /// Keeps a cache current and wakes the desktops whose objects changed. Ends when it is dropped.
 ///
@@ -38,14 +41,12 @@ where
     let mut events = watch();
     let mut relist = interval_at(Instant::now() + relist, relist);
     let mut list = HashMap::new();
-    let (mut trouble, mut expired, mut listing, mut listed) = (false, false, true, false);
+    let (mut trouble, mut listing, mut listed) = (None::<Instant>, true, false);
     loop {
         let event = tokio::select! {
             event = events.next() => event,
-            // One that is in trouble goes on by itself, after its back-off.
-            _ = relist.tick(), if !listing && (!trouble || expired) => {
+            _ = relist.tick(), if !listing => {
                 events = watch();
-                expired = false;
                 continue;
             }
         };
@@ -73,13 +74,15 @@ where
                 for key in cache.replace(std::mem::take(&mut list)) {
                     queue.wake(&key, lane);
                 }
-                if trouble || !listed {
+                if trouble.is_some() || !listed {
                     info!(%kind, "listed");
                 }
-                (trouble, listing, listed) = (false, false, true);
+                (trouble, listing, listed) = (None, false, true);
             }
             Ok(Event::Apply(object)) => {
-                trouble = false;
+                if trouble.take().is_some() {
+                    relist.reset();
+                }
                 let (Some(key), seen) = (object.key(), object.seen()) else {
                     continue;
                 };
@@ -89,7 +92,9 @@ where
                 }
             }
             Ok(Event::Delete(object)) => {
-                trouble = false;
+                if trouble.take().is_some() {
+                    relist.reset();
+                }
                 if let Some(key) = object.key() {
                     cache.remove(&key, version(object.meta()));
                     queue.wake(&key, Lane::Ends);
@@ -97,13 +102,11 @@ where
             }
             Err(error) => {
                 listing = false;
-                // The watcher lists anew when a watch is told so in its stream, and not when its start is refused so.
-                if matches!(&error, Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410) {
-                    expired = true;
-                    relist.reset_after(EXPIRED);
-                }
+                let lasted = trouble.map(|since| since.elapsed());
+                relist.reset_after(relist_after(&error, lasted.unwrap_or_default()));
+                trouble.get_or_insert_with(Instant::now);
                 // Once per trouble: the back-off repeats it for as long as it lasts.
-                if std::mem::replace(&mut trouble, true) {
+                if lasted.is_some() {
                     continue;
                 }
                 let error = match &error {
@@ -116,4 +119,19 @@ where
             }
         }
     }
+}
+
+/// When all is to be listed anew after an error, in a trouble that has lasted so long.
+///
+/// kube's watcher lists anew when a watch is told 410 in its stream, and not when its start is refused so. And it says
+/// nothing when a watch goes on after an error: that is known when the list is there. While there are errors it is not
+/// due, for between two of them there is at most twice the time that they have lasted.
+fn relist_after(error: &Error, lasted: Duration) -> Duration {
+    let quiet = lasted.saturating_add(EXPIRED).saturating_mul(2).clamp(*QUIET.start(), *QUIET.end());
+    if is_expired(error) { EXPIRED } else { quiet }
+}
+
+/// The start of a watch was refused, as the version that it was to go on from is not known any more.
+pub(super) fn is_expired(error: &Error) -> bool {
+    matches!(error, Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }

@@ -312,15 +312,19 @@ impl Cluster {
 
     /// Asks the API server, not a cache, for VM and VMI.
     ///
+    /// They are as they were at one time, for which a VMI that is not there is asked for again: while a guest is
+    /// restarted KubeVirt notes it in the VM before the old VMI is gone, and until the new one is there.
+    ///
     /// # Errors
     ///
     /// If one of them cannot be read: then nothing is known of it.
     pub async fn look_live(&self, key: &Key) -> Result<(Seen<Vm>, Seen<Vmi>), Error> {
         let name = self.vm_name(key);
-        tokio::try_join!(
-            self.get(&self.vms, &self.vm_cache, key, &name),
-            self.get(&self.vmis, &self.vmi_cache, key, &name),
-        )
+        let vmi = async || self.get(&self.vmis, &self.vmi_cache, key, &name).await;
+        let first = vmi().await?;
+        let vm = self.get(&self.vms, &self.vm_cache, key, &name).await?;
+        let again = first == Seen::Absent && vm != Seen::Absent;
+        Ok((vm, if again { vmi().await? } else { first }))
     }
 
     async fn get<K>(&self, api: &Api<K>, cache: &Cache<K::Seen>, key: &Key, name: &str) -> Result<Seen<K::Seen>, Error>

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use cyberdesk_testbed::api_proxy::{Answer, ApiProxy, Call, Fault};
+use kube::ResourceExt as _;
 
+use crate::health::told;
+use crate::starts::ready_within;
 use crate::world::{World, vm_name};
 use crate::{Story, story};
 
@@ -20,6 +23,9 @@ pub(crate) fn stories() -> Vec<Story> {
         story("hostile: what a watch loses while it tells bookmarks is found by the next list", bookmarks_only),
         story("hostile: a VM that KubeVirt took up unseen is not deleted past its finalizer", taken_up_unseen),
         story("hostile: what vanished while a watch was too old is found by the list that follows", too_old),
+        story("hostile: after a watch was refused once all is well again, though nothing changes", refused_once),
+        story("hostile: a guest that became ready unseen is not given up", ready_unseen),
+        story("hostile: templates are followed though their watch was too old", templates_too_old),
         story("hostile: without KubeVirt's kinds it waits and ends nothing, at the start and later", without_kubevirt),
     ]
 }
@@ -281,6 +287,46 @@ async fn too_old(world: &World) -> Result<()> {
     let row = world.until_over(&crashed).await?;
     ensure!(row.reason.as_deref() == Some("guest-crashed"), "{row:?}");
     Ok(())
+}
+
+async fn refused_once(world: &World) -> Result<()> {
+    let proxy = start(world, &[]).await?;
+    world.running_desktop("1 hour").await?;
+    told(world, "/readyz", 200, "ok").await?;
+    // Longer than the daemon calls it well all the same.
+    let refused = || Fault::Answer(Answer::status(503, "ServiceUnavailable"));
+    let rule = proxy.always(refused(), |call| watches(call, "virtualmachines"));
+    proxy.next(1, Fault::CutWatch, |call| watches(call, "virtualmachines"));
+    told(world, "/readyz?verbose", 503, "[-]watch-vms failed").await?;
+    ensure!(proxy.struck(rule) > 0);
+    proxy.lift(rule);
+    told(world, "/readyz", 200, "ok").await
+}
+
+async fn ready_unseen(world: &World) -> Result<()> {
+    world.templates(&[("default.yaml", &ready_within(10))]).await?;
+    let proxy = start(world, &[]).await?;
+    world.operator_says("writing to the database").await?;
+    let silent = proxy.always(Fault::Silent, |call| watches(call, "virtualmachineinstances"));
+    until_struck(world, &proxy, silent, 1).await?;
+    let id = world.running_desktop("1 hour").await?;
+    ensure!(world.row(&id).await?.reason.is_none());
+    Ok(())
+}
+
+async fn templates_too_old(world: &World) -> Result<()> {
+    let proxy = start(world, &[]).await?;
+    world.running_desktop("1 hour").await?;
+    let expired = proxy.always(Fault::Answer(Answer::status(410, "Expired")), |call| watches(call, "configmaps"));
+    proxy.next(1, Fault::CutWatch, |call| watches(call, "configmaps"));
+    until_struck(world, &proxy, expired, 1).await?;
+    world.templates(&[("default.yaml", &ready_within(601))]).await?;
+    let followed = async || {
+        let id = world.running_desktop("1 hour").await?;
+        let vm = world.vms().get(&vm_name(&id)).await?;
+        Ok(vm.annotations().get("cyberdesk.io/start-deadline").is_some_and(|seconds| seconds == "601"))
+    };
+    world.until("what is made is of the new template", followed).await
 }
 
 async fn without_kubevirt(world: &World) -> Result<()> {

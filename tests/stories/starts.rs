@@ -55,6 +55,11 @@ fn within(seconds: u32) -> Value {
     json!({ "cyberdesk.io/start-deadline": seconds.to_string() })
 }
 
+/// A template whose guest is to be ready within so many seconds.
+pub(crate) fn ready_within(seconds: u32) -> String {
+    template(within(seconds), json!({}), json!({}))
+}
+
 async fn with_templates(world: &World, templates: &[(&str, String)]) -> Result<()> {
     let files: Vec<(String, &str)> =
         templates.iter().map(|(name, text)| (format!("{name}.yaml"), text.as_str())).collect();
