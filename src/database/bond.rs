@@ -1,7 +1,7 @@
 //! The database's half of the bound pair: what it says of itself, and the watch over where connections lead.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use deadpool_postgres::{Hook, HookError, Pool};
@@ -33,6 +33,8 @@ pub struct Expected {
 struct Known {
     /// This database, in no earlier state than at this epoch.
     database: Option<(Database, i64)>,
+    /// When that was said.
+    since: Option<Instant>,
     /// Nor, but for what a standby may lack, than at this sign of life.
     sign_of_life: Option<Timestamp>,
 }
@@ -54,7 +56,10 @@ impl Expected {
 
     /// From now on only this database will do, in no earlier state than at this epoch.
     pub(crate) fn set(&self, database: Database, epoch: i64) {
-        self.known().database = Some((database, epoch));
+        let mut known = self.known();
+        known.database = Some((database, epoch));
+        known.since = Some(Instant::now());
+        drop(known);
         // What led elsewhere was told, and judged.
         let _ = self.differs.notified().now_or_never();
     }
@@ -64,13 +69,25 @@ impl Expected {
         self.differs.notified().await;
     }
 
+    /// Uses no connection again that was made before what is expected was last said: one that was in use then may
+    /// lead elsewhere.
+    pub(super) fn no_older(self: &Arc<Self>) -> Hook {
+        let expected = self.clone();
+        Hook::sync_fn(move |_, metrics| match expected.known().since {
+            Some(since) if metrics.created < since => {
+                Err(HookError::message("it is of before the database was judged"))
+            }
+            _ => Ok(()),
+        })
+    }
+
     /// Asks each new connection.
     pub(super) fn hook(self: &Arc<Self>) -> Hook {
         let expected = self.clone();
         Hook::async_fn(move |client, _| {
             let expected = expected.clone();
             Box::pin(async move {
-                let Known { database: Some((database, epoch)), sign_of_life } = expected.known().clone() else {
+                let Known { database: Some((database, epoch)), sign_of_life, .. } = expected.known().clone() else {
                     return Ok(());
                 };
                 let statement = "select database_id, system_identifier, database_oid, epoch, \

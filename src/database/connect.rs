@@ -25,6 +25,9 @@ use crate::metrics;
 /// Connections for statements: one for the write-back, one for reading changes, one for what else is asked.
 /// LISTEN has one of its own: four in all.
 const POOL_SIZE: usize = 3;
+/// Longest time for one host to take a connection, and for the server behind it to let us in.
+const CONNECT: Duration = Duration::from_secs(3);
+const ANSWER: Duration = Duration::from_secs(2);
 /// Longest wait for an answer. The server's own limits do not help where a pooler in between lost its server.
 const STATEMENT_DEADLINE: Duration = Duration::from_secs(15);
 /// How often two connections are compared before they are taken to have servers of their own.
@@ -74,7 +77,7 @@ impl Target {
         }
         url.config
             .application_name("cyberdesk-operator")
-            .connect_timeout(Duration::from_secs(5))
+            .connect_timeout(CONNECT)
             .keepalives_idle(Duration::from_secs(15))
             .keepalives_interval(Duration::from_secs(5))
             .keepalives_retries(3)
@@ -101,6 +104,13 @@ impl Target {
     /// What the driver makes of the URL.
     pub(crate) fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// How long it may take to connect. The driver tries one host after the other, of which all but the last may
+    /// be gone so that nobody answers.
+    pub(crate) fn connects_within(&self) -> Duration {
+        let hosts = u32::try_from(self.config.get_hosts().len()).unwrap_or(1);
+        ANSWER + CONNECT.saturating_mul(hosts)
     }
 
     /// A connection of its own, with the connection object that must be driven.
@@ -138,9 +148,10 @@ impl Target {
             .max_size(POOL_SIZE)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(Duration::from_secs(2)))
-            .create_timeout(Some(Duration::from_secs(5)))
+            .create_timeout(Some(self.connects_within()))
             .recycle_timeout(Some(Duration::from_secs(2)))
             .post_create(expected.hook())
+            .pre_recycle(expected.no_older())
             .build()
             .context("make a connection pool")
     }

@@ -21,6 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::types::Type;
 use tokio_postgres::{AsyncMessage, Client};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
@@ -104,7 +105,7 @@ async fn listen(
         }
         tokio::select! {
             () = tokio::time::sleep(HEARTBEAT) => (),
-            error = &mut ear.driver.0 => return Err(error.unwrap_or_else(anyhow::Error::new)),
+            error = &mut ear.driver => return Err(error.unwrap_or_else(anyhow::Error::new)),
         }
     }
 }
@@ -112,7 +113,7 @@ async fn listen(
 /// A connection that listens.
 pub(crate) struct Ear {
     client: Client,
-    driver: AbortOnDrop,
+    driver: AbortOnDropHandle<anyhow::Error>,
     /// Names this connection in its heartbeats: all daemons hear those of all.
     name: String,
     sent: u64,
@@ -122,7 +123,7 @@ pub(crate) struct Ear {
 impl Ear {
     /// Connects and listens. Whether anything can be heard is still to be proven.
     pub(crate) async fn open(target: &Target, wakeups: Arc<Wakeups>) -> anyhow::Result<Self> {
-        let (client, mut connection) = timeout(HEARTBEAT_LIMIT * 2, target.connect())
+        let (client, mut connection) = timeout(target.connects_within(), target.connect())
             .await
             .context("connect to the database to listen: no answer")?
             .context("connect to the database to listen")?;
@@ -131,7 +132,7 @@ impl Ear {
         let prefix = format!("{name} ");
         // Nothing but the connection is awaited here: a listener that stops reading holds up VACUUM and
         // fills the database's notification queue.
-        let driver = AbortOnDrop(tokio::spawn(async move {
+        let driver = AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
                 match poll_fn(|cx| connection.poll_message(cx)).await {
                     Some(Ok(AsyncMessage::Notification(note))) if note.channel() == CHANNEL => {
@@ -177,7 +178,7 @@ impl Ear {
         match timeout(HEARTBEAT_LIMIT, beat).await {
             Ok(Ok(())) => Ok(began.elapsed()),
             // The reason why the connection's driver ended says more than what failed because of it.
-            Ok(Err(error)) if self.driver.0.is_finished() => Err((&mut self.driver.0).await.unwrap_or(error)),
+            Ok(Err(error)) if self.driver.is_finished() => Err((&mut self.driver).await.unwrap_or(error)),
             Ok(Err(error)) => Err(error),
             Err(_) => bail!(self.why_silent(pool).await),
         }
@@ -200,14 +201,6 @@ impl Ear {
             }
             Ok(None) | Err(_) => "the heartbeat did not arrive in 5 s, and the listening connection is silent",
         }
-    }
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<anyhow::Error>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

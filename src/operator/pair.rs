@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::ResourceExt;
 use kube::runtime::events::EventType;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
@@ -85,14 +86,15 @@ impl Operator {
             // Not of the pool, which knows only the database that was right before; and one in its place.
             self.pool.retain(|_, _| false);
             let looked = async {
-                let (client, connection) = config.database.connect().await?;
-                // It ends with its client.
-                tokio::spawn(connection);
+                let connected = timeout(config.database.connects_within(), config.database.connect()).await;
+                let (client, connection) = connected.context("connect to the database: no answer")??;
+                // It ends with its client, also while that waits for an answer.
+                let driver = AbortOnDropHandle::new(tokio::spawn(connection));
                 let sides = self.sides(&client, term).await?;
-                anyhow::Ok((sides, client))
+                anyhow::Ok((sides, client, driver))
             };
             match looked.await {
-                Ok((sides, client)) => {
+                Ok((sides, client, _driver)) => {
                     (backoff, trouble) = (BACKOFF.0, false);
                     let Sides { database, cluster, missing, lease } = &sides;
                     match judge(database, cluster, *missing) {

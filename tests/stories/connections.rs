@@ -1,6 +1,7 @@
 //! The ways to the database: poolers, TLS, passwords, and how many connections a replica takes.
 
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,10 @@ use cyberdesk_testbed::control_plane::{Authority, Identity};
 use cyberdesk_testbed::pgbouncer::{Mode, PgBouncer};
 use cyberdesk_testbed::postgres::{Options, SUPERUSER};
 use cyberdesk_testbed::{Database, Postgres, Progress};
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::timeout;
 
 use crate::tools::Tool;
 use crate::wakeups::a_life;
@@ -26,6 +31,8 @@ pub(crate) fn stories() -> Vec<Story> {
         story("through a transaction pooler nothing is migrated", migrate_through_a_pooler).needs(Tool::PgBouncer),
         story("what a pooler refuses is told with what to do", refused_by_a_pooler).needs(Tool::PgBouncer),
         story("a replica takes at most four connections, whatever it does", four_connections),
+        story("a URL of two hosts leads past the one that is gone", another_host),
+        story("a server that lets the daemon in and stays silent is left for one that answers", silent_at_first),
         story("a password is read again from its file when it has changed", rotated_password),
         story("a server that cannot prove who it is gets no password, and the reason is told", proof_of_identity),
     ]
@@ -38,6 +45,51 @@ async fn pooler(world: &World, mode: Mode) -> Result<PgBouncer> {
     let binary = Tool::PgBouncer.find().context(Tool::PgBouncer.remedy())?;
     let testbed = &world.parts.testbed;
     PgBouncer::start(&binary, &testbed.postgres, mode, testbed.scratch()).await
+}
+
+/// The daemon's URL with these hosts in place of the server's.
+fn with_hosts(world: &World, hosts: impl FnOnce(&str) -> String) -> Result<(String, u16)> {
+    let url = world.database.url("cyberdesk_daemon");
+    let rest = url.split_once("127.0.0.1:").and_then(|(_, rest)| rest.split_once('/')).context("a port")?.0.to_owned();
+    let host = format!("127.0.0.1:{rest}");
+    Ok((url.replace(&host, &hosts(&host)), rest.parse()?))
+}
+
+/// The first host is gone, so that nobody answers: what is sent to it vanishes, as at a full queue of connections.
+async fn another_host(world: &World) -> Result<()> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+    let gone = socket.listen(1)?;
+    let address = gone.local_addr()?;
+    let mut queue = vec![];
+    while let Ok(stream) = timeout(Duration::from_millis(500), TcpStream::connect(address)).await {
+        queue.push(stream?);
+    }
+    let (url, _) = with_hosts(world, |host| format!("{address},{host}"))?;
+    world.start_operator(&[("DATABASE_URL", &url)]).await?;
+    a_life(world).await
+}
+
+/// Whoever connects at first is let in and never hears a word, also when others do.
+async fn silent_at_first(world: &World) -> Result<()> {
+    let wire = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = wire.local_addr()?;
+    let (url, server) = with_hosts(world, |_| address.to_string())?;
+    world.start_operator(&[("DATABASE_URL", &url)]).await?;
+    let mut held = vec![];
+    while held.len() < 8 {
+        held.push(wire.accept().await?.0);
+    }
+    let passing = async {
+        loop {
+            let (mut client, _) = wire.accept().await?;
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await?;
+                copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    };
+    tokio::select! { lived = a_life(world) => lived, failed = passing => failed }
 }
 
 async fn start_through(world: &World, url: &str) -> Result<()> {
