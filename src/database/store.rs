@@ -1,7 +1,7 @@
 //! The rows as they were last read: those that are not over, and those that ended and still have
 //! something in the cluster to be cleared away.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
@@ -72,15 +72,37 @@ impl Store {
         }
     }
 
-    /// Takes in the complete list of rows that are not over. Those that it lacks are to be asked for.
-    pub fn take_in_all(&self, rows: Vec<Row>, queue: &Queue) -> Vec<Uuid> {
-        let listed: HashSet<Uuid> = rows.iter().map(|row| row.id).collect();
+    /// Takes in the complete list of rows that are not over. Those that it lacks are to be asked for, and those whose
+    /// generation is less than the one that is known, which is told with them: the list was overtaken, or the
+    /// database has gone back, as in a failover that lost the last seconds.
+    pub fn take_in_all(&self, rows: Vec<Row>, queue: &Queue) -> Vec<(Uuid, i64)> {
+        let listed: HashMap<Uuid, i64> = rows.iter().map(|row| (row.id, row.generation)).collect();
         // Whatever was missed before: each is looked at.
         rows.iter().for_each(|row| queue.wake(&Key::of_row(row.id), lane_of_read(row)));
         self.take_in(rows, queue);
         let mut state = self.state();
         state.complete = true;
-        state.rows.values().filter(|row| !row.ended && !listed.contains(&row.id)).map(|row| row.id).collect()
+        let doubtful = |row: &Row| match listed.get(&row.id) {
+            Some(generation) => *generation < row.generation,
+            None => !row.ended,
+        };
+        state.rows.values().filter(|row| doubtful(row)).map(|row| (row.id, row.generation)).collect()
+    }
+
+    /// Takes in rows that were asked for as the list left them in doubt. What is still of an earlier generation than
+    /// was known then is what the database has, unless something was learned meanwhile.
+    pub fn take_in_doubtful(&self, rows: Vec<Row>, known: &[(Uuid, i64)], queue: &Queue) {
+        let known: HashMap<Uuid, i64> = known.iter().copied().collect();
+        let mut state = self.state();
+        for row in &rows {
+            let then = known.get(&row.id).copied();
+            let now = state.rows.get(&row.id).map(|row| row.generation);
+            if now == then && then.is_some_and(|then| row.generation < then) {
+                state.rows.remove(&row.id);
+            }
+        }
+        drop(state);
+        self.take_in(rows, queue);
     }
 
     /// Takes in what the database has confirmed of a report.
@@ -176,6 +198,30 @@ mod tests {
             ended: false,
             paused: false,
         }
+    }
+
+    #[test]
+    fn a_database_that_has_lost_the_last_seconds_is_believed_once_it_was_asked_again() {
+        let (store, queue) = (Store::default(), Queue::default());
+        let (before, after) = (row(1, 6, 6, Desired::Present), row(1, 5, 4, Desired::Absent));
+        let known = |store: &Store| match store.get(&Key::of_row(before.id)) {
+            Remembered::Row(row) => row.generation,
+            other => panic!("{other:?}"),
+        };
+        store.take_in(vec![before.clone()], &queue);
+        store.take_in(vec![after.clone()], &queue);
+        assert_eq!(known(&store), 6, "a read may have been overtaken");
+        let doubtful = store.take_in_all(vec![after.clone()], &queue);
+        assert_eq!(doubtful, [(before.id, 6)]);
+        store.take_in_doubtful(vec![after.clone()], &doubtful, &queue);
+        assert_eq!(known(&store), 5);
+        assert_eq!(store.take_in_all(vec![after.clone()], &queue), []);
+
+        store.take_in(vec![row(1, 7, 7, Desired::Present)], &queue);
+        let doubtful = store.take_in_all(vec![after.clone()], &queue);
+        store.take_in(vec![row(1, 8, 7, Desired::Present)], &queue);
+        store.take_in_doubtful(vec![after], &doubtful, &queue);
+        assert_eq!(known(&store), 8, "something was learned while it was asked");
     }
 
     #[test]

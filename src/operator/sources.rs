@@ -151,10 +151,12 @@ impl Operator {
         self.read_pause().await?;
         let all = rows::live(&self.pool, &self.store.unreadable).await?;
         self.arm(&all);
-        let gone = self.store.take_in_all(all, &self.queue);
-        if !gone.is_empty() {
-            let found = rows::by_id(&self.pool, &gone, &self.store.unreadable).await?;
-            self.store.take_in(found.rows, &self.queue);
+        let doubtful = self.store.take_in_all(all, &self.queue);
+        if !doubtful.is_empty() {
+            let ids: Vec<_> = doubtful.iter().map(|(id, _)| *id).collect();
+            let found = rows::by_id(&self.pool, &ids, &self.store.unreadable).await?;
+            self.arm(&found.rows);
+            self.store.take_in_doubtful(found.rows, &doubtful, &self.queue);
             found.missing.into_iter().for_each(|id| self.store.forget(id));
         }
         self.wake_cluster();

@@ -254,11 +254,11 @@ impl Daemon {
 
     pub(crate) fn resync(&mut self, database: &Database) {
         self.paused = database.paused;
-        let mut gone = self.store.take_in_all(database.live(), &self.queue);
-        gone.sort();
-        for id in gone {
+        let mut doubtful = self.store.take_in_all(database.live(), &self.queue);
+        doubtful.sort();
+        for (id, known) in doubtful {
             match database.row(id) {
-                Some(row) => self.store.take_in(vec![row], &self.queue),
+                Some(row) => self.store.take_in_doubtful(vec![row], &[(id, known)], &self.queue),
                 None => self.store.forget(id),
             }
         }
