@@ -44,6 +44,7 @@ pub const MIGRATIONS: &[(&str, &str, &str)] = &[
     ("20261129000100", "sign_of_life", include_str!("../../sql/20261129000100_sign_of_life.sql")),
     ("20261129000200", "leaner_inserts", include_str!("../../sql/20261129000200_leaner_inserts.sql")),
     ("20261129000210", "one_index_less", include_str!("../../sql/20261129000210_one_index_less.sql")),
+    ("20261129000300", "bound_params", include_str!("../../sql/20261129000300_bound_params.sql")),
 ];
 
 /// The first migration changes nothing, it only refuses. It is run on its own before all else, each time.

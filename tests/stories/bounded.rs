@@ -150,9 +150,13 @@ async fn many_bad_rows(world: &World) -> Result<()> {
         many / 2
     );
     world.sql(&half).await?;
+    let huge = world.insert_with("1 hour", Some(json!({ "gpus": "8".repeat(5_000_000) }))).await?;
     let good = world.insert("1 hour").await?;
     world.sql(&half).await?;
     world.until_status(&good, "running").await?;
+    let row = world.until_over(&huge).await?;
+    ensure!((row.status.as_str(), row.reason.as_deref()) == ("error", Some("bad-params")), "{row:?}");
+    ensure!(row.message.as_deref().is_some_and(|words| words.contains("65536 are allowed")), "{row:?}");
     let over = "select count(*) from cyberdesk_instances
                  where status = 'error' and reason = 'bad-params' and message like '%gpus%' and ended_at is not null";
     let bad = many / 2 * 2;
