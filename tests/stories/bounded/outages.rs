@@ -136,7 +136,8 @@ pub(super) async fn without_postgres(world: &World) -> Result<()> {
     let released = async || Ok(world.crs().list(&Default::default()).await?.items.len() == living.len());
     world.until("their CRs are released", released).await?;
     // What was read just before it was told is told once more, and changes nothing then.
-    let wrote = world.count("select count(distinct xmin::text) from cyberdesk.desktop where ended_at is not null").await?;
+    let wrote =
+        world.count("select count(distinct xmin::text) from cyberdesk.desktop where ended_at is not null").await?;
     ensure!((1..=3).contains(&wrote), "{wrote} statements for what one or two can tell");
     let (tried, lines) = (wire.made() - tried, world.operator_log()?.lines().count() - lines);
     ensure!(tried <= 12, "{tried} connections, where four are held");
