@@ -27,7 +27,7 @@ select d.id,
   from cyberdesk.desktop d
   left join public.cyberdesk_instances c on c.id = d.id;
 
--- Of what is over the operator reads no params.
+-- Of what is over and has no private row the operator reads no params.
 create or replace function cyberdesk.desktops_by_id(ids uuid[]) returns setof cyberdesk.desktop_state
   language sql stable security definer set search_path = '' as
 $$

@@ -65,7 +65,8 @@ impl<T: Clone + PartialEq> Cache<T> {
         let mut state = self.state();
         if state.objects.contains_key(key) || version > state.newest {
             state.put(key, version, object);
-            if let Some(learned) = &mut state.learned {
+            let is_latest = state.objects.get(key).is_some_and(|(latest, _)| *latest == version);
+            if let Some(learned) = state.learned.as_mut().filter(|_| is_latest) {
                 learned.insert(key.clone());
             }
         }

@@ -22,7 +22,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::time::{Instant, interval_at, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::answers::Tried;
@@ -166,13 +166,14 @@ impl<'a> Keeper<'a> {
         let watch = || watcher(maps.clone(), config.clone()).default_backoff().boxed();
         let mut changes = watch();
         let mut relist = interval_at(Instant::now() + self.relist, self.relist);
-        let (mut found, mut trouble) = (None, false);
+        relist.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut found, mut trouble, mut listing) = (None, false, true);
         let mut due = Instant::now();
         let mut retry = *RETRY.start();
         loop {
             let event = tokio::select! {
                 Some(event) = changes.next(), if follows => Some(event),
-                _ = relist.tick(), if follows => {
+                _ = relist.tick(), if follows && !listing => {
                     changes = watch();
                     continue;
                 }
@@ -180,17 +181,21 @@ impl<'a> Keeper<'a> {
             };
             let map = match event {
                 Some(Ok(Event::Init)) => {
-                    found = None;
+                    (found, listing) = (None, true);
                     continue;
                 }
                 Some(Ok(Event::InitApply(map))) => {
                     found = Some(map);
                     continue;
                 }
-                Some(Ok(Event::InitDone)) => Some(found.take()),
+                Some(Ok(Event::InitDone)) => {
+                    listing = false;
+                    Some(found.take())
+                }
                 Some(Ok(Event::Apply(map))) => Some(Some(map)),
                 Some(Ok(Event::Delete(_))) => Some(None),
                 Some(Err(error)) => {
+                    listing = false;
                     if is_expired(&error) {
                         relist.reset_after(EXPIRED);
                     }

@@ -10,7 +10,7 @@ use kube::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Error, Event, watcher};
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
 use super::cache::Cache;
@@ -25,7 +25,7 @@ pub(super) const SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 
 /// Wait before all is listed anew because the version that a watch goes on from is not known any more.
 pub(super) const EXPIRED: Duration = Duration::from_secs(1);
 /// Shortest and longest wait before it is after any other error. No back-off of kube's watcher is longer.
-const QUIET: RangeInclusive<Duration> = Duration::from_secs(3)..=Duration::from_secs(65);
+const QUIET: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(75);
 
 /// Keeps a cache current and wakes the desktops whose objects changed. Ends when it is dropped.
 ///
@@ -39,7 +39,10 @@ where
     let kind = K::plural(&());
     let watch = || watcher(api.clone(), watcher::Config::default().timeout(WATCH_SECONDS)).default_backoff().boxed();
     let mut events = watch();
-    let mut relist = interval_at(Instant::now() + relist, relist);
+    let period = relist;
+    let mut regular = Instant::now() + period;
+    let mut relist = interval_at(regular, period);
+    relist.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut list = HashMap::new();
     let (mut trouble, mut listing, mut listed) = (None::<Instant>, true, false);
     loop {
@@ -78,10 +81,12 @@ where
                     info!(%kind, "listed");
                 }
                 (trouble, listing, listed) = (None, false, true);
+                regular = Instant::now() + period;
+                relist.reset_at(regular);
             }
             Ok(Event::Apply(object)) => {
                 if trouble.take().is_some() {
-                    relist.reset();
+                    relist.reset_at(regular);
                 }
                 let (Some(key), seen) = (object.key(), object.seen()) else {
                     continue;
@@ -93,7 +98,7 @@ where
             }
             Ok(Event::Delete(object)) => {
                 if trouble.take().is_some() {
-                    relist.reset();
+                    relist.reset_at(regular);
                 }
                 if let Some(key) = object.key() {
                     cache.remove(&key, version(object.meta()));
@@ -124,8 +129,8 @@ where
 /// When all is to be listed anew after an error, in a trouble that has lasted so long.
 ///
 /// kube's watcher lists anew when a watch is told 410 in its stream, and not when its start is refused so. And it says
-/// nothing when a watch goes on after an error: that is known when the list is there. While there are errors it is not
-/// due, for between two of them there is at most twice the time that they have lasted.
+/// nothing when a watch goes on after an error: that is known when the list is there. While errors go on it is not due,
+/// for between two of them there is at most twice the time that they have lasted, and that of a try.
 fn relist_after(error: &Error, lasted: Duration) -> Duration {
     let quiet = lasted.saturating_add(EXPIRED).saturating_mul(2).clamp(*QUIET.start(), *QUIET.end());
     if is_expired(error) { EXPIRED } else { quiet }

@@ -64,6 +64,14 @@ impl Expected {
         let _ = self.differs.notified().now_or_never();
     }
 
+    /// It has come to this epoch.
+    pub(crate) fn reached(&self, epoch: i64) {
+        if let Some((_, known)) = &mut self.known().database {
+            *known = epoch;
+        }
+        let _ = self.differs.notified().now_or_never();
+    }
+
     /// Waits until a connection has led elsewhere.
     pub(crate) async fn differs(&self) {
         self.differs.notified().await;

@@ -40,7 +40,7 @@ impl Contact {
         }
     }
 
-    /// For how long it has been silent, or for up to one [`TICK`] longer. Zero: it answers, or nobody has asked.
+    /// For how long it has been silent, or for up to two [`TICK`]s longer. Zero: it answers, or nobody has asked.
     pub(crate) fn silence(&self) -> SignedDuration {
         // The first tick may have come as soon as it was asked.
         let whole = self.unanswered().unwrap_or_default().saturating_sub(1);

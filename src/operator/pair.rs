@@ -189,7 +189,7 @@ impl Operator {
         }
         let written = timeout(CALL_DEADLINE, self.leadership.annotate(term, &changes)).await;
         ensure!(written.context("write to the Lease")?.context("write to the Lease")?, "the Lease is another's by now");
-        self.expected.set(agreed.database.clone(), term.epoch);
+        self.expected.reached(term.epoch);
         self.release_brake();
         Ok(())
     }

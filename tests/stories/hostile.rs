@@ -304,7 +304,7 @@ async fn refused_once(world: &World) -> Result<()> {
 }
 
 async fn ready_unseen(world: &World) -> Result<()> {
-    world.templates(&[("default.yaml", &ready_within(10))]).await?;
+    world.templates(&[("default.yaml", &ready_within(20))]).await?;
     let proxy = start(world, &[]).await?;
     world.operator_says("writing to the database").await?;
     let silent = proxy.always(Fault::Silent, |call| watches(call, "virtualmachineinstances"));
