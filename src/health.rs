@@ -304,6 +304,7 @@ mod tests {
                       [-]rows failed: the rows were not read yet\n[+]watch-crs ok\nreadyz check failed\n";
         assert_eq!(told, wanted);
     }
+
     #[test]
     fn a_clock_that_was_never_read_is_told_from_one_that_cannot_be_read_any_more() {
         for (age, since) in [(None, "yet"), (Some(SECOND * 61), "for 61 s")] {
