@@ -151,7 +151,8 @@ impl Operator {
         let mut live = None;
         for _ in 0..ROUNDS {
             // Neither side has told the time yet.
-            let Some(Look { plan: Plan { actions, wait, .. }, unread }) = self.look(key, live.take()).await else {
+            let Some(Look { plan: Plan { actions, wait, .. }, unread }) = self.look(key, lane, live.take()).await
+            else {
                 return FAILED;
             };
             let deadline = wait.map(|wait| Instant::now() + wait.min(LONGEST_WAIT));
@@ -190,7 +191,7 @@ impl Operator {
     }
 
     /// Collects what is known of a desktop, and what follows from it. `None`: too little is known to decide.
-    async fn look(&self, key: &Key, live: Option<(Seen<Vm>, Seen<Vmi>)>) -> Option<Look> {
+    async fn look(&self, key: &Key, lane: Lane, live: Option<(Seen<Vm>, Seen<Vmi>)>) -> Option<Look> {
         let now = self.clock.now()?;
         let templates = self.templates.borrow().clone()?;
         let cr = self.cluster.cr_cache.get(key);
@@ -229,7 +230,8 @@ impl Operator {
         self.note_orphan(&view, plan.orphan);
         let others = self.fleet().note(key, plan.progress.take(), plan.ready, now.cluster);
         others.iter().for_each(|other| self.queue.wake(other, Lane::Makes));
-        debug!(desktop = %key, cr = ?view.cr, vm = ?view.vm, vmi = ?view.vmi, actions = ?plan.actions, "looked");
+        let lane = lane.as_str();
+        debug!(desktop = %key, lane, cr = ?view.cr, vm = ?view.vm, vmi = ?view.vmi, actions = ?plan.actions, "looked");
         Some(Look { plan, unread })
     }
 
