@@ -333,7 +333,8 @@ impl<'a> Desktop<'a> {
             return Start::default();
         }
         let rules = to_make.and_then(|made| made.as_ref().ok()).map(Manifests::start_rules).unwrap_or_default();
-        self.start(view, rules.deadline, now.cluster)
+        let unread = to_make.and_then(|made| made.as_ref().err()).filter(|refusal| refusal.is_for_now());
+        self.start(view, rules.deadline, unread, now.cluster)
     }
 
     /// The VM to make, where there is none and never was one.
@@ -393,18 +394,17 @@ impl<'a> Desktop<'a> {
                     actions.push(Action::LookLive);
                 }
             }
-            (None, Some(Ok(manifests))) => {
+            // A template that does not render is an end that was observed. One that is not known yet is waited for.
+            (None, Some(made)) => {
                 // While all goes well, the status comes with the VM; it would cost a write of its own.
                 if start.obstacle.is_some() {
                     actions.extend(self.status(view, Course::Lives(start), now));
                     actions.extend(self.row.and_then(|row| news(row, None, start)));
                 }
-                if !view.paused && view.fleet.throttled.is_none() {
+                if let Some(manifests) = made.ok().filter(|_| !view.paused && view.fleet.throttled.is_none()) {
                     actions.push(Action::CreateVm { owner: self.owner.clone(), manifests: Box::new(manifests) });
                 }
             }
-            // A template that does not render is an end that was observed.
-            (None, Some(Err(_))) => (),
             (None, None) => actions.push(Action::LookLive),
         }
         actions

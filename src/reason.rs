@@ -315,7 +315,7 @@ impl Reason {
                 "cluster-unavailable",
                 None,
                 "the API server, an admission webhook or KubeVirt does not work",
-                "look at the pods of KubeVirt and at the webhook that the message names; the start goes on by itself",
+                "look at what the message names: the pods of KubeVirt, a webhook, a Secret, the API server; the start goes on by itself",
             ),
             Self::TeardownStuck => line(
                 "teardown-stuck",

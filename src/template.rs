@@ -42,10 +42,17 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove
 /// Why no manifest could be made, in words for the one who can mend it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// `bad-template` or `bad-params`.
+    /// `bad-template` or `bad-params`; `cluster-unavailable` if the template is not known yet.
     pub reason: Reason,
     /// What is wrong and what to do.
     pub message: String,
+}
+
+impl Refusal {
+    /// Whether it is for now: neither template nor params are at fault.
+    pub fn is_for_now(&self) -> bool {
+        self.reason == Reason::ClusterUnavailable
+    }
 }
 
 fn bad_params(message: String) -> Refusal {
@@ -54,6 +61,10 @@ fn bad_params(message: String) -> Refusal {
 
 pub(crate) fn bad_template(message: String) -> Refusal {
     Refusal { reason: Reason::BadTemplate, message }
+}
+
+pub(crate) fn not_read(message: String) -> Refusal {
+    Refusal { reason: Reason::ClusterUnavailable, message }
 }
 
 /// The objects to create for one desktop.
@@ -142,17 +153,21 @@ pub fn built_in() -> Sources {
 
 /// All templates there are, by name: one that cannot be used says why. Its `Debug` shows the names only.
 #[derive(Clone, Default)]
-pub struct Templates(BTreeMap<String, Result<Arc<Template>, Refusal>>);
+pub struct Templates {
+    named: BTreeMap<String, Result<Arc<Template>, Refusal>>,
+    /// Why it is not known which there are, while it is not.
+    unread: Option<Refusal>,
+}
 
 impl fmt::Debug for Templates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.named.keys()).finish()
     }
 }
 
 impl FromIterator<(String, Result<Arc<Template>, Refusal>)> for Templates {
     fn from_iter<T: IntoIterator<Item = (String, Result<Arc<Template>, Refusal>)>>(templates: T) -> Self {
-        Self(templates.into_iter().collect())
+        Self { named: templates.into_iter().collect(), unread: None }
     }
 }
 
@@ -171,16 +186,28 @@ impl Templates {
             .collect()
     }
 
+    /// Which there are is not known yet.
+    pub fn unread() -> Self {
+        let why = "the VM templates have not been read yet: the operator's log says why".to_owned();
+        Self { named: BTreeMap::new(), unread: Some(not_read(why)) }
+    }
+
+    /// Whether a desktop may have to wait until more is known of them.
+    pub fn keep_waiting(&self) -> bool {
+        self.unread.is_some()
+            || self.named.values().flat_map(|template| template.as_ref().err()).any(Refusal::is_for_now)
+    }
+
     /// What is wrong with each template that cannot be used.
     pub fn faults(&self) -> impl Iterator<Item = &str> {
-        self.0.values().filter_map(|template| Some(template.as_ref().err()?.message.as_str()))
+        self.named.values().filter_map(|template| Some(template.as_ref().err()?.message.as_str()))
     }
 
     /// Makes the manifests of one desktop. `params` choose among what the template offers.
     ///
     /// # Errors
     ///
-    /// If the template cannot be used, or does not take these params.
+    /// If the template cannot be used, or not yet, or does not take these params.
     pub fn render(
         &self,
         key: &Key,
@@ -202,7 +229,7 @@ impl Templates {
                 )));
             }
         };
-        let names = || self.0.keys().cloned().collect::<Vec<_>>().join(", ");
+        let names = || self.named.keys().cloned().collect::<Vec<_>>().join(", ");
         let named = params.remove(TEMPLATE);
         let name = match &named {
             None => DEFAULT,
@@ -214,7 +241,8 @@ impl Templates {
                 )));
             }
         };
-        match (self.0.get(name), named.is_some()) {
+        let found = self.named.get(name).map(Result::as_ref).or(self.unread.as_ref().map(Err));
+        match (found, named.is_some()) {
             (Some(Ok(template)), _) => Ok((template, params)),
             (Some(Err(refusal)), _) => Err(refusal.clone()),
             (None, true) => {

@@ -6,7 +6,8 @@
 //! is kept in a ConfigMap of ours, so that this holds over restarts too; its annotation has a condition per template.
 //!
 //! An API server or webhook that does not answer says nothing about a template. It is asked again; meanwhile the last
-//! good version stays in use or, where there is none, the new one: making a VM then is the check.
+//! good version stays in use or, where there is none, the new one: making a VM then is the check. One whose Secret
+//! cannot be read is not known: its desktops wait, and others do not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,7 +36,7 @@ use crate::names::MANAGER;
 use crate::operator::Operator;
 use crate::reason::cut;
 use crate::telemetry::chain;
-use crate::template::{self, SecretKey, Source, Sources, Template, Templates, bad_template};
+use crate::template::{self, Refusal, SecretKey, Source, Sources, Template, Templates, bad_template, not_read};
 
 /// The ConfigMap with the VM templates, which people edit.
 const CONFIG_MAP: &str = "cyberdesk-vm-template";
@@ -54,17 +55,17 @@ const RETRY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Durat
 /// Most templates that the API server is shown at once.
 const AT_ONCE: usize = 8;
 
-/// What Secrets hold under the keys that templates name, or what is wrong with them.
-type Secrets = BTreeMap<SecretKey, Result<String, String>>;
+/// What Secrets hold under the keys that templates name, or what is wrong with them; or why that is not known.
+type Secrets = BTreeMap<SecretKey, kube::Result<Result<String, String>>>;
 
 /// What was found of a template.
 pub(crate) enum Verdict {
     /// It can be used; the API server warns of this.
-    Accepted(Template, Vec<String>),
+    Accepted(Arc<Template>, Vec<String>),
     /// It cannot.
     Refused(String),
-    /// Nobody could be asked.
-    Unchecked(Template, String),
+    /// Nobody could be asked; not even for all of it, where there is none.
+    Unchecked(Option<Arc<Template>>, String),
 }
 
 /// How a template as the ConfigMap has it stands.
@@ -243,21 +244,17 @@ impl<'a> Keeper<'a> {
     /// Judges all templates and takes what is good into use. Answers when to do so again, or `None` if something has
     /// to be tried again soon.
     async fn review(&mut self, wanted: &Wanted, has_record: bool) -> Option<Duration> {
-        let secrets = match self.secrets(wanted.sources()).await {
-            Ok(secrets) => secrets,
-            Err(error) => {
-                if !std::mem::replace(&mut self.blind, true) {
-                    warn!(error = %chain(&error), "cannot read the Secrets that VM templates name; will try again");
-                }
-                return None;
-            }
-        };
-        self.blind = false;
+        let secrets = self.secrets(wanted.sources()).await;
+        let unread = secrets.values().find_map(|answer| answer.as_ref().err());
+        if let Some(error) = unread.filter(|_| !self.blind) {
+            warn!(error = %chain(error), "cannot read the Secrets that VM templates name; will try again");
+        }
+        self.blind = unread.is_some();
         let judged = wanted.sources().iter().map(|(name, source)| self.judge(name, source, &secrets));
         let verdicts: Vec<Verdict> = stream::iter(judged).buffered(AT_ONCE).collect().await;
         let mut templates = BTreeMap::new();
         let mut conditions = BTreeMap::new();
-        let mut unchecked = false;
+        let mut unchecked = self.blind;
         for ((name, source), verdict) in wanted.sources().iter().zip(verdicts) {
             conditions.insert(name.clone(), Condition::of(name, source, &verdict));
             // After a restart there is only the record. What a Secret held that was spoilt since, only memory has.
@@ -268,15 +265,14 @@ impl<'a> Keeper<'a> {
             };
             let template = match verdict {
                 Verdict::Accepted(template, _) => {
-                    let template = Arc::new(template);
                     self.accepted.insert(name.clone(), source.clone());
                     self.good.insert(name.clone(), template.clone());
                     Ok(template)
                 }
                 Verdict::Refused(fault) => last_good().ok_or_else(|| bad_template(cut(fault))),
-                Verdict::Unchecked(template, _) => {
+                Verdict::Unchecked(template, why) => {
                     unchecked = true;
-                    Ok(last_good().unwrap_or_else(|| Arc::new(template)))
+                    last_good().or(template).ok_or_else(|| not_read(cut(why)))
                 }
             };
             templates.insert(name.clone(), template);
@@ -284,7 +280,7 @@ impl<'a> Keeper<'a> {
         self.accepted.retain(|name, _| wanted.sources().contains_key(name));
         self.good.retain(|name, _| wanted.sources().contains_key(name));
         let usable = templates.iter().filter(|(_, template)| template.is_ok()).map(|(name, _)| name.clone()).collect();
-        self.operator.templates.send_replace(Some(Arc::new(templates.into_iter().collect())));
+        self.publish(templates.into_iter().collect());
         self.tell(wanted, conditions, &usable).await;
         let recorded = !has_record || self.write_record(wanted).await;
         let refused = self.conditions.values().any(|condition| !condition.accepted());
@@ -297,12 +293,24 @@ impl<'a> Keeper<'a> {
         }
     }
 
+    /// Takes these into use.
+    fn publish(&self, templates: Templates) {
+        let before = self.operator.templates.send_replace(Some(Arc::new(templates)));
+        if before.is_some_and(|before| before.keep_waiting()) {
+            // Each desktop that waits for its template has a CR.
+            self.operator.wake_cluster();
+        }
+    }
+
     async fn judge(&self, name: &str, source: &Source, secrets: &Secrets) -> Verdict {
-        let template = match Template::read(self.vm_namespace, name, source, look_up(secrets)) {
-            Ok(template) => template,
-            Err(refusal) => return Verdict::Refused(refusal.message),
+        let was_accepted = self.accepted.get(name) == Some(source);
+        let template = match (read(self.vm_namespace, name, source, secrets), self.good.get(name)) {
+            (Ok(template), _) => template,
+            // What its Secret held when it was last read stays in use.
+            (Err(refusal), Some(good)) if refusal.is_for_now() && was_accepted => good.clone(),
+            (Err(refusal), _) => return verdict_of(refusal),
         };
-        if self.accepted.get(name) == Some(source) {
+        if was_accepted {
             // The warnings of that time still hold.
             let before = self.conditions.get(name).filter(|before| before.accepted() && !before.message.is_empty());
             return Verdict::Accepted(template, before.map(|before| before.message.clone()).into_iter().collect());
@@ -311,7 +319,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// What is under the keys of Secrets that the templates, or their last good versions, take user data from.
-    async fn secrets(&self, sources: &Sources) -> kube::Result<Secrets> {
+    async fn secrets(&self, sources: &Sources) -> Secrets {
         read_secrets(self.client, self.namespace, sources.values().chain(self.accepted.values())).await
     }
 
@@ -427,11 +435,29 @@ fn of_config_map(map: ConfigMap) -> Wanted {
 }
 
 fn look_up(secrets: &Secrets) -> impl Fn(&SecretKey) -> Result<String, String> {
-    |key| secrets.get(key).cloned().unwrap_or_else(|| Err("its Secret was not read".to_owned()))
+    |key| match secrets.get(key) {
+        Some(Ok(answer)) => answer.clone(),
+        Some(Err(error)) => Err(chain(error).to_string()),
+        None => Err("its Secret was not read".to_owned()),
+    }
+}
+
+/// Reads a template; refuses it for now where its Secret could not be read.
+fn read(vm_namespace: &str, name: &str, source: &Source, secrets: &Secrets) -> Result<Arc<Template>, Refusal> {
+    if let Some(key) = template::secret(source)
+        && let Some(Err(error)) = secrets.get(&key)
+    {
+        return Err(not_read(cut(format!("{name}.yaml: the Secret {} cannot be read: {}", key.secret, chain(error)))));
+    }
+    Template::read(vm_namespace, name, source, look_up(secrets)).map(Arc::new)
+}
+
+fn verdict_of(refusal: Refusal) -> Verdict {
+    if refusal.is_for_now() { Verdict::Unchecked(None, refusal.message) } else { Verdict::Refused(refusal.message) }
 }
 
 /// Shows a template's samples to the API server.
-async fn show(cluster: &Cluster, name: &str, template: Template) -> Verdict {
+async fn show(cluster: &Cluster, name: &str, template: Arc<Template>) -> Verdict {
     let samples = match template.samples() {
         Ok(samples) => samples,
         Err(faults) => return Verdict::Refused(faults.join("; ")),
@@ -443,37 +469,33 @@ async fn show(cluster: &Cluster, name: &str, template: Template) -> Verdict {
             Ok(Tried::Refused(words)) => {
                 return Verdict::Refused(format!("{name}.yaml: the API server refuses its VM: {words}"));
             }
-            Err(error) => return Verdict::Unchecked(template, chain(&error).to_string()),
+            Err(error) => return Verdict::Unchecked(Some(template), chain(&error).to_string()),
         }
     }
     Verdict::Accepted(template, warnings.into_iter().collect())
 }
 
-async fn read_secrets<'s>(
-    client: &Client,
-    namespace: &str,
-    sources: impl Iterator<Item = &'s Source>,
-) -> kube::Result<Secrets> {
+async fn read_secrets<'s>(client: &Client, namespace: &str, sources: impl Iterator<Item = &'s Source>) -> Secrets {
     let keys: BTreeSet<SecretKey> = sources.filter_map(template::secret).collect();
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let mut found = BTreeMap::new();
     for key in keys {
         let answer = match within(api.get_opt(&key.secret)).await {
-            Ok(Some(secret)) => secret
+            Ok(Some(secret)) => Ok(secret
                 .data
                 .and_then(|mut data| data.remove(&key.key))
                 .and_then(|bytes| String::from_utf8(bytes.0).ok())
-                .ok_or_else(|| format!("the Secret {} has no text under the key {:?}", key.secret, key.key)),
-            Ok(None) => Err(format!("there is no Secret {} in the namespace {namespace}", key.secret)),
-            Err(kube::Error::Api(status)) if status.code == 403 => Err(format!(
+                .ok_or_else(|| format!("the Secret {} has no text under the key {:?}", key.secret, key.key))),
+            Ok(None) => Ok(Err(format!("there is no Secret {} in the namespace {namespace}", key.secret))),
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(Err(format!(
                 "the operator may not read the Secret {}: add its name to the Role (deploy/rbac.yaml)",
                 key.secret
-            )),
-            Err(error) => return Err(error),
+            ))),
+            Err(error) => Err(error),
         };
         found.insert(key, answer);
     }
-    Ok(found)
+    found
 }
 
 /// The templates as people have them now: those of the ConfigMap, or without one those that ship with the binary.
@@ -491,7 +513,7 @@ async fn wanted(client: &Client, namespace: &str) -> kube::Result<Sources> {
 ///
 /// # Errors
 ///
-/// If they, or the Secrets that they name, cannot be read.
+/// If they cannot be read.
 pub(crate) async fn examine(
     client: &Client,
     cluster: &Cluster,
@@ -502,12 +524,12 @@ pub(crate) async fn examine(
         Some(sources) => sources,
         None => wanted(client, namespace).await?,
     };
-    let secrets = read_secrets(client, namespace, sources.values()).await?;
+    let secrets = read_secrets(client, namespace, sources.values()).await;
     let mut verdicts = BTreeMap::new();
     for (name, source) in &sources {
-        let verdict = match Template::read(vm_namespace, name, source, look_up(&secrets)) {
+        let verdict = match read(vm_namespace, name, source, &secrets) {
             Ok(template) => show(cluster, name, template).await,
-            Err(refusal) => Verdict::Refused(refusal.message),
+            Err(refusal) => verdict_of(refusal),
         };
         verdicts.insert(name.clone(), verdict);
     }
@@ -518,15 +540,15 @@ pub(crate) async fn examine(
 ///
 /// # Errors
 ///
-/// If they, or the Secrets that they name, cannot be read.
+/// If they cannot be read.
 pub(crate) async fn in_use(client: &Client, (namespace, vm_namespace): (&str, &str)) -> kube::Result<Templates> {
     let mut sources = wanted(client, namespace).await?;
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let record = within(maps.get_opt(RECORD)).await?.and_then(|map| map.data).unwrap_or_default();
     let accepted = template::sources(record).into_iter().filter(|(name, _)| sources.contains_key(name));
     sources.extend(accepted.collect::<Vec<_>>());
-    let secrets = read_secrets(client, namespace, sources.values()).await?;
-    Ok(Templates::read(vm_namespace, &sources, look_up(&secrets)))
+    let secrets = read_secrets(client, namespace, sources.values()).await;
+    Ok(sources.iter().map(|(name, source)| (name.clone(), read(vm_namespace, name, source, &secrets))).collect())
 }
 
 async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {

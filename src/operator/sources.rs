@@ -164,7 +164,7 @@ impl Operator {
     }
 
     /// Wakes everything in the cluster that has our name.
-    pub(super) fn wake_cluster(&self) {
+    pub(crate) fn wake_cluster(&self) {
         let known = [self.cluster.cr_cache.keys(), self.cluster.vm_cache.keys(), self.cluster.vmi_cache.keys()];
         for key in known.into_iter().flatten() {
             self.queue.wake(&key, Lane::Looks);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -19,6 +19,7 @@ use crate::names::Key;
 use crate::plan::{Plan, View, plan};
 use crate::queue::{Lane, Outcome};
 use crate::telemetry::chain;
+use crate::template::Templates;
 
 /// Most rounds of look, plan and act before a desktop waits for its turn again. A life takes one to
 /// three at a time; one that needs more is going in circles.
@@ -27,6 +28,8 @@ const ROUNDS: usize = 8;
 const KEPT_FOR_ENDS: usize = 6;
 /// Part of that which only deadlines may use: an end takes as long as the API server does, and they wait for none.
 const KEPT_FOR_DEADLINES: usize = 2;
+/// Longest wait for the templates before others are served than those that need one.
+const TEMPLATES_UNREAD: Duration = Duration::from_secs(5);
 /// Longest wait for a deadline; one that is further away is looked at again then.
 const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
 
@@ -35,11 +38,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
 pub(super) async fn work(operator: &Arc<Operator>, concurrency: usize, stopping: &CancellationToken) {
     // What has not been listed yet would be taken for unknown, and nothing would wake it again.
     let listed = async {
-        let mut templates = operator.templates.subscribe();
         let ((), (), (), ()) = tokio::join!(
-            // What it answers locks the templates: kept while the others are waited for, it would stop whoever
-            // replaces them, and with them the whole daemon.
-            async { drop(templates.wait_for(Option::is_some).await) },
+            operator.templates_are_read(),
             operator.cluster.cr_cache.completed(),
             operator.cluster.vm_cache.completed(),
             operator.cluster.vmi_cache.completed(),
@@ -146,6 +146,23 @@ fn report_panic(ended: Result<(), tokio::task::JoinError>) {
 const FAILED: Outcome = Outcome::Failed { at_least: Duration::ZERO, deadline: None };
 
 impl Operator {
+    /// Waits for the templates, but not for long: what ends needs none, and what is to be made can wait by itself.
+    async fn templates_are_read(&self) {
+        let mut templates = self.templates.subscribe();
+        // What it answers locks the templates: kept while others are waited for, it would stop whoever replaces them,
+        // and with them the whole daemon.
+        let read = async { drop(templates.wait_for(Option::is_some).await) };
+        if timeout(TEMPLATES_UNREAD, read).await.is_err() {
+            self.templates.send_if_modified(|templates| {
+                let unread = templates.is_none();
+                if unread {
+                    *templates = Some(Arc::new(Templates::unread()));
+                }
+                unread
+            });
+        }
+    }
+
     /// Looks, plans and acts on one desktop until nothing is left to do, or something must be waited for.
     async fn step(&self, key: &Key, lane: Lane) -> Outcome {
         let mut live = None;

@@ -24,6 +24,7 @@ impl Desktop<'_> {
             (Seen::Absent, _) => match (to_make, self.failure(view)) {
                 (None, _) if view.live => end(Reason::VmDeleted, None),
                 (None, _) => None,
+                (Some(Err(refusal)), _) if refusal.is_for_now() => None,
                 (Some(Err(refusal)), _) => end(refusal.reason, Some(refusal.message.clone())),
                 (Some(Ok(_)), Some(failure)) if failure.fault == Fault::Refused => {
                     end(Reason::Refused, Some(failure.words.clone()))

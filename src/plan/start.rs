@@ -12,6 +12,7 @@ use crate::crd::StartClock;
 use crate::fleet::{Progress, Stage, Standing, Trouble};
 use crate::model::{ReadyBy, RunStrategy, Seen, Vm, Vmi, VmiPhase, later};
 use crate::reason::Reason;
+use crate::template::Refusal;
 
 /// KubeVirt takes notice of a VM, and makes a pod, within a second or two. When it is silent for longer, it is away.
 const SILENCE: SignedDuration = SignedDuration::from_secs(30);
@@ -63,8 +64,15 @@ struct Parts<'a> {
 }
 
 impl Desktop<'_> {
-    /// How its start stands. `limit`: how long it may take, where there is no VM yet that says so.
-    pub(super) fn start(&self, view: &View<'_>, limit: SignedDuration, now: Timestamp) -> Start {
+    /// How its start stands. `limit`: how long it may take, where there is no VM yet that says so. `unread`: why its
+    /// template is not known yet, if it is not.
+    pub(super) fn start(
+        &self,
+        view: &View<'_>,
+        limit: SignedDuration,
+        unread: Option<&Refusal>,
+        now: Timestamp,
+    ) -> Start {
         let vm = view.vm.present().filter(|vm| vm.owner.as_ref() == Some(&self.owner));
         let vmi = view.vmi.present().filter(|vmi| vm.is_some() && vmi.owner.as_ref() == Some(&self.owner));
         let ran = self.has_run();
@@ -80,7 +88,7 @@ impl Desktop<'_> {
         if vm.zip(vmi).is_some_and(|(vm, vmi)| is_ready(vm, vmi)) {
             return Start { ready: true, ..Start::default() };
         }
-        let throttled = view.fleet.throttled.filter(|_| wanted);
+        let throttled = view.fleet.throttled.filter(|_| wanted && unread.is_none());
         let trouble = parts.trouble().filter(|trouble| view.fleet.is_shared(trouble));
         let cluster = trouble.as_ref().map(|trouble| (trouble.since, trouble.words.clone()));
         let cluster = cluster.into_iter().chain(view.fleet.trouble.clone()).min();
@@ -89,10 +97,12 @@ impl Desktop<'_> {
         let obstacle = if paused {
             let words = Reason::MakingPaused.words().to_owned();
             Some(Cause { reason: Reason::MakingPaused, words })
+        } else if let Some(unread) = unread {
+            Some(Cause { reason: unread.reason, words: unread.message.clone() })
         } else {
             parts.obstacle(trouble.as_ref(), shared, throttled).map(|cause| self.with_memory(cause))
         };
-        let held_back = paused || throttled.is_some();
+        let held_back = paused || throttled.is_some() || unread.is_some();
 
         let stopped = ran && vm.is_some_and(|vm| is_stopped(vm, vmi));
         let under_way = !stopped && (failure.is_some() || vm.is_some() && (!ran || self.is_restarting(vmi)));

@@ -155,6 +155,7 @@ struct Situation {
     paused: bool,
     braked: bool,
     orphan_rest: Duration,
+    templates: Templates,
 }
 
 impl Situation {
@@ -176,6 +177,7 @@ impl Situation {
             paused: false,
             braked: false,
             orphan_rest: Duration::ZERO,
+            templates: TEMPLATES.clone(),
         }
     }
 
@@ -208,7 +210,7 @@ impl Situation {
             braked: self.braked,
             database: Some(DATABASE),
             orphan_rest: self.orphan_rest,
-            templates: &TEMPLATES,
+            templates: &self.templates,
         };
         plan(&view, noon())
     }
@@ -264,6 +266,8 @@ fn each_situation_of_a_row_has_its_next_steps() {
     let extended_spec = || Ok(CyberdeskSpec { expires_at: Some(at(900)), ..Default::default() });
     let idle_for_long = || Row { expires_at: at(0), ..running() };
     let touched = || Row { expires_at: at(300), generation: 2, ..running() };
+    let told = || Row { message: Some("cluster-unavailable: the VM templates".into()), ..row() };
+    let due_unmade = || Row { expires_at: at(0), ..row() };
     let just_now = || refused().map(|failure| CreateFailure { fault: Fault::Forbidden, ..failure });
     let gone = |vmi: Vmi| Vmi { deleting: true, ..vmi };
 
@@ -312,6 +316,30 @@ fn each_situation_of_a_row_has_its_next_steps() {
         (
             "those that are there do not",
             Situation { paused: true, ..row_(served_row(), Present(row_cr()), Present(vm()), Present(up())) },
+            "report running, say Running",
+        ),
+        (
+            "the templates are not known yet",
+            Situation { templates: Templates::unread(), ..row_(row(), Absent, Absent, Absent) },
+            "create CR, note cluster-unavailable: the VM templates have not been read yet: the operator's log says why",
+        ),
+        (
+            "they are not for long",
+            Situation { templates: Templates::unread(), ..row_(told(), Present(row_cr()), Absent, Absent) },
+            "say Pending(cluster-unavailable)",
+        ),
+        (
+            "nor when its deadline comes",
+            Situation { templates: Templates::unread(), ..row_(due_unmade(), Present(row_cr()), Absent, Absent) },
+            "expire",
+        ),
+        ("what it was told of last is over", row_(told(), Present(row_cr()), Absent, Absent), "create VM"),
+        (
+            "those that are there need none",
+            Situation {
+                templates: Templates::unread(),
+                ..row_(served_row(), Present(row_cr()), Present(vm()), Present(up()))
+            },
             "report running, say Running",
         ),
         ("somebody deleted the CR", row_(running(), Absent, Present(vm()), Present(up())), "create CR"),

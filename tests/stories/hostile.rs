@@ -5,9 +5,12 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use cyberdesk_testbed::api_proxy::{Answer, ApiProxy, Call, Fault};
 use kube::ResourceExt as _;
+use kube::api::PostParams;
+use serde_json::json;
 
 use crate::health::told;
 use crate::starts::ready_within;
+use crate::templates::{TAKES_USER_DATA, with_cloud_init};
 use crate::world::{World, vm_name};
 use crate::{Story, story};
 
@@ -26,6 +29,8 @@ pub(crate) fn stories() -> Vec<Story> {
         story("hostile: after a watch was refused once all is well again, though nothing changes", refused_once),
         story("hostile: a guest that became ready unseen is not given up", ready_unseen),
         story("hostile: templates are followed though their watch was too old", templates_too_old),
+        story("hostile: a Secret that cannot be read holds up its own template, and no other", secret_unread),
+        story("hostile: without the templates what ends ends, and what is to be made waits", templates_unread),
         story("hostile: without KubeVirt's kinds it waits and ends nothing, at the start and later", without_kubevirt),
     ]
 }
@@ -327,6 +332,61 @@ async fn templates_too_old(world: &World) -> Result<()> {
         Ok(vm.annotations().get("cyberdesk.io/start-deadline").is_some_and(|seconds| seconds == "601"))
     };
     world.until("what is made is of the new template", followed).await
+}
+
+async fn secret_unread(world: &World) -> Result<()> {
+    let secret = json!({
+        "metadata": { "name": "cyberdesk-vm-user-data" }, "stringData": { "userdata": "#!/bin/sh\necho ${vm_name}\n" },
+    });
+    world.secrets().create(&PostParams::default(), &serde_json::from_value(secret)?).await?;
+    let of_a_secret = with_cloud_init("userDataFrom: {secret: cyberdesk-vm-user-data}", TAKES_USER_DATA);
+    world.templates(&[("default.yaml", &ready_within(600)), ("kept.yaml", &of_a_secret)]).await?;
+    let proxy = ApiProxy::start(&world.parts.testbed.control_plane).await?;
+    // As when what its Secrets are encrypted with is away.
+    proxy.always(Fault::Answer(Answer::status(500, "InternalError")), |call| call.is("get", "secrets"));
+    start_behind(world, &proxy, &[]).await?;
+    let waits = world.insert_with("1 hour", Some(json!({ "template": "kept" }))).await?;
+    let ended = world.insert_with("1 hour", Some(json!({ "template": "kept" }))).await?;
+    let other = world.running_desktop("1 hour").await?;
+    let why = "cluster-unavailable: kept.yaml: the Secret cyberdesk-vm-user-data cannot be read";
+    for id in [&waits, &ended] {
+        until_told(world, id, why).await?;
+    }
+    for id in [&ended, &other] {
+        world.request_shutdown(id).await?;
+        let row = world.until_over(id).await?;
+        ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some("requested")), "{row:?}");
+    }
+    lives_on(world, &waits, "pending").await?;
+    proxy.lift_all();
+    world.until_status(&waits, "running").await?;
+    ensure!(world.row(&waits).await?.message.is_none(), "nothing keeps it any more");
+    Ok(())
+}
+
+async fn templates_unread(world: &World) -> Result<()> {
+    world.start_operator(&[]).await?;
+    let (ended, late) = (world.running_desktop("1 hour").await?, world.running_desktop("1 hour").await?);
+    world.stop_operator().await?;
+    let proxy = ApiProxy::start(&world.parts.testbed.control_plane).await?;
+    proxy.always(Fault::Answer(Answer::status(500, "InternalError")), |call| call.resource == "configmaps");
+    start_behind(world, &proxy, &[]).await?;
+    world.request_shutdown(&ended).await?;
+    world.app("update cyberdesk_instances set timeout_at = now() where id = $1", &late).await?;
+    let waits = world.insert("1 hour").await?;
+    for (id, reason) in [(&ended, "requested"), (&late, "timeout")] {
+        let row = world.until_over(id).await?;
+        ensure!((row.status.as_str(), row.reason.as_deref()) == ("terminated", Some(reason)), "{row:?}");
+    }
+    until_told(world, &waits, "cluster-unavailable: the VM templates have not been read yet").await?;
+    lives_on(world, &waits, "pending").await?;
+    proxy.lift_all();
+    world.until_status(&waits, "running").await
+}
+
+async fn until_told(world: &World, id: &str, words: &str) -> Result<()> {
+    let told = async || Ok(world.row(id).await?.message.is_some_and(|message| message.starts_with(words)));
+    world.until(&format!("{id} says {words:?}"), told).await
 }
 
 async fn without_kubevirt(world: &World) -> Result<()> {

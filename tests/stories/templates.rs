@@ -181,7 +181,7 @@ async fn webhook_down(world: &World) -> Result<()> {
 }
 
 /// A template with one cloud-init volume.
-fn with_cloud_init(settings: &str, source: &str) -> String {
+pub(crate) fn with_cloud_init(settings: &str, source: &str) -> String {
     format!(
         "
 {settings}
@@ -199,7 +199,8 @@ spec:
     )
 }
 
-const TAKES_USER_DATA: &str = "{userDataBase64: '${user_data_base64}'}";
+/// Where its user data goes.
+pub(crate) const TAKES_USER_DATA: &str = "{userDataBase64: '${user_data_base64}'}";
 
 /// The user data in the desktop's own Secret.
 async fn user_data_of(world: &World, id: &str) -> Result<String> {
