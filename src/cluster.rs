@@ -4,6 +4,7 @@ mod answers;
 mod cache;
 mod counted;
 mod objects;
+mod relist;
 pub(crate) mod rights;
 pub(crate) mod templates;
 mod watch;
@@ -42,7 +43,7 @@ pub async fn connect() -> anyhow::Result<Client> {
     let mut config = kube::Config::infer().await?;
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
-    config.read_timeout = Some(watch::SILENCE);
+    config.read_timeout = Some(relist::SILENCE);
     config.write_timeout = Some(CALL_DEADLINE);
     Ok(ClientBuilder::try_from(config)?
         .with_layer(&MapResponseLayer::new(with_status))

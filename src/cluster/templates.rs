@@ -17,17 +17,16 @@ use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Secret};
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::runtime::WatchStreamExt;
 use kube::runtime::events::EventType;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::Event;
 use kube::{Api, Client, Resource};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::answers::Tried;
-use super::watch::{EXPIRED, WATCH_SECONDS, is_expired};
+use super::relist::Relisting;
 use super::write::Cluster;
 use super::{CALL_DEADLINE, server_time};
 use crate::config::Config;
@@ -162,53 +161,37 @@ impl<'a> Keeper<'a> {
         if follows {
             self.read_record().await;
         }
-        let config = watcher::Config::default().fields(&format!("metadata.name={CONFIG_MAP}")).timeout(WATCH_SECONDS);
-        let maps = self.config_maps();
-        let watch = || watcher(maps.clone(), config.clone()).default_backoff().boxed();
-        let mut changes = watch();
-        let mut relist = interval_at(Instant::now() + self.relist, self.relist);
-        relist.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut found, mut trouble, mut listing) = (None, false, true);
+        let selector = format!("metadata.name={CONFIG_MAP}");
+        let mut changes = Relisting::new(self.config_maps(), &selector, self.relist);
+        let mut found = None;
         let mut due = Instant::now();
         let mut retry = *RETRY.start();
         loop {
             let event = tokio::select! {
-                Some(event) = changes.next(), if follows => Some(event),
-                _ = relist.tick(), if follows && !listing => {
-                    changes = watch();
-                    continue;
-                }
+                event = changes.next(), if follows => Some(event),
                 () = sleep_until(due), if wanted.is_some() => None,
             };
             let map = match event {
                 Some(Ok(Event::Init)) => {
-                    (found, listing) = (None, true);
+                    found = None;
                     continue;
                 }
                 Some(Ok(Event::InitApply(map))) => {
                     found = Some(map);
                     continue;
                 }
-                Some(Ok(Event::InitDone)) => {
-                    listing = false;
-                    Some(found.take())
-                }
+                Some(Ok(Event::InitDone)) => Some(found.take()),
                 Some(Ok(Event::Apply(map))) => Some(Some(map)),
                 Some(Ok(Event::Delete(_))) => Some(None),
-                Some(Err(error)) => {
-                    listing = false;
-                    if is_expired(&error) {
-                        relist.reset_after(EXPIRED);
-                    }
-                    if !std::mem::replace(&mut trouble, true) {
-                        warn!(config_map = CONFIG_MAP, error = %chain(&error), "cannot watch; will try again");
+                Some(Err(trouble)) => {
+                    if trouble.is_news {
+                        warn!(config_map = CONFIG_MAP, error = %chain(&trouble.error), "cannot watch; will try again");
                     }
                     continue;
                 }
                 None => None,
             };
             if let Some(map) = map {
-                trouble = false;
                 let next = map.map_or_else(|| Wanted::Fixed(template::built_in()), of_config_map);
                 if wanted.as_ref() == Some(&next) {
                     continue;
