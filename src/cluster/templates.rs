@@ -9,14 +9,16 @@
 //! good version stays in use or, where there is none, the new one: making a VM then is the check. One whose Secret
 //! cannot be read is not known: its desktops wait, and others do not.
 
+mod verdict;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Secret};
-use kube::api::{ListParams, Patch, PatchParams};
+use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
+use kube::api::{Patch, PatchParams};
 use kube::runtime::events::EventType;
 use kube::runtime::watcher::Event;
 use kube::{Api, Client, Resource};
@@ -25,9 +27,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
-use super::answers::Tried;
 use super::relist::Relisting;
-use super::write::Cluster;
 use super::{CALL_DEADLINE, server_time};
 use crate::config::Config;
 use crate::events::News;
@@ -35,7 +35,9 @@ use crate::names::MANAGER;
 use crate::operator::Operator;
 use crate::reason::cut;
 use crate::telemetry::chain;
-use crate::template::{self, Refusal, SecretKey, Source, Sources, Template, Templates, bad_template, not_read};
+use crate::template::{self, Source, Sources, Template, Templates, bad_template, not_read};
+use verdict::{Secrets, read, read_secrets, show};
+pub(crate) use verdict::{Verdict, examine, in_use};
 
 /// The ConfigMap with the VM templates, which people edit.
 const CONFIG_MAP: &str = "cyberdesk-vm-template";
@@ -53,19 +55,6 @@ const RETRY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Durat
 
 /// Most templates that the API server is shown at once.
 const AT_ONCE: usize = 8;
-
-/// What Secrets hold under the keys that templates name, or what is wrong with them; or why that is not known.
-type Secrets = BTreeMap<SecretKey, kube::Result<Result<String, String>>>;
-
-/// What was found of a template.
-pub(crate) enum Verdict {
-    /// It can be used; the API server warns of this.
-    Accepted(Arc<Template>, Vec<String>),
-    /// It cannot.
-    Refused(String),
-    /// Nobody could be asked; not even for all of it, where there is none.
-    Unchecked(Option<Arc<Template>>, String),
-}
 
 /// How a template as the ConfigMap has it stands.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
@@ -242,9 +231,8 @@ impl<'a> Keeper<'a> {
             conditions.insert(name.clone(), Condition::of(name, source, &verdict));
             // After a restart there is only the record. What a Secret held that was spoilt since, only memory has.
             let last_good = || {
-                let recorded =
-                    || Template::read(self.vm_namespace, name, self.accepted.get(name)?, look_up(&secrets)).ok();
-                self.good.get(name).cloned().or_else(|| recorded().map(Arc::new))
+                let recorded = || read(self.vm_namespace, name, self.accepted.get(name)?, &secrets).ok();
+                self.good.get(name).cloned().or_else(recorded)
             };
             let template = match verdict {
                 Verdict::Accepted(template, _) => {
@@ -291,7 +279,7 @@ impl<'a> Keeper<'a> {
             (Ok(template), _) => template,
             // What its Secret held when it was last read stays in use.
             (Err(refusal), Some(good)) if refusal.is_for_now() && was_accepted => good.clone(),
-            (Err(refusal), _) => return verdict_of(refusal),
+            (Err(refusal), _) => return Verdict::unread(refusal),
         };
         if was_accepted {
             // The warnings of that time still hold.
@@ -415,123 +403,6 @@ fn of_config_map(map: ConfigMap) -> Wanted {
     // Of another version of the map it would be another object each time.
     let about = ObjectReference { resource_version: None, ..map.object_ref(&()) };
     Wanted::OfPeople(template::sources(map.data.unwrap_or_default()), Box::new(about))
-}
-
-fn look_up(secrets: &Secrets) -> impl Fn(&SecretKey) -> Result<String, String> {
-    |key| match secrets.get(key) {
-        Some(Ok(answer)) => answer.clone(),
-        Some(Err(error)) => Err(chain(error).to_string()),
-        None => Err("its Secret was not read".to_owned()),
-    }
-}
-
-/// Reads a template; refuses it for now where its Secret could not be read.
-fn read(vm_namespace: &str, name: &str, source: &Source, secrets: &Secrets) -> Result<Arc<Template>, Refusal> {
-    if let Some(key) = template::secret(source)
-        && let Some(Err(error)) = secrets.get(&key)
-    {
-        return Err(not_read(cut(format!("{name}.yaml: the Secret {} cannot be read: {}", key.secret, chain(error)))));
-    }
-    Template::read(vm_namespace, name, source, look_up(secrets)).map(Arc::new)
-}
-
-fn verdict_of(refusal: Refusal) -> Verdict {
-    if refusal.is_for_now() { Verdict::Unchecked(None, refusal.message) } else { Verdict::Refused(refusal.message) }
-}
-
-/// Shows a template's samples to the API server.
-async fn show(cluster: &Cluster, name: &str, template: Arc<Template>) -> Verdict {
-    let samples = match template.samples() {
-        Ok(samples) => samples,
-        Err(faults) => return Verdict::Refused(faults.join("; ")),
-    };
-    let mut warnings = BTreeSet::new();
-    for sample in samples {
-        match cluster.try_vm(&template::sample_key(), &sample.vm).await {
-            Ok(Tried::Taken(more)) => warnings.extend(more),
-            Ok(Tried::Refused(words)) => {
-                return Verdict::Refused(format!("{name}.yaml: the API server refuses its VM: {words}"));
-            }
-            Err(error) => return Verdict::Unchecked(Some(template), chain(&error).to_string()),
-        }
-    }
-    Verdict::Accepted(template, warnings.into_iter().collect())
-}
-
-async fn read_secrets<'s>(client: &Client, namespace: &str, sources: impl Iterator<Item = &'s Source>) -> Secrets {
-    let keys: BTreeSet<SecretKey> = sources.filter_map(template::secret).collect();
-    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let mut found = BTreeMap::new();
-    for key in keys {
-        let answer = match within(api.get_opt(&key.secret)).await {
-            Ok(Some(secret)) => Ok(secret
-                .data
-                .and_then(|mut data| data.remove(&key.key))
-                .and_then(|bytes| String::from_utf8(bytes.0).ok())
-                .ok_or_else(|| format!("the Secret {} has no text under the key {:?}", key.secret, key.key))),
-            Ok(None) => Ok(Err(format!("there is no Secret {} in the namespace {namespace}", key.secret))),
-            Err(kube::Error::Api(status)) if status.code == 403 => Ok(Err(format!(
-                "the operator may not read the Secret {}: add its name to the Role (deploy/rbac.yaml)",
-                key.secret
-            ))),
-            Err(error) => Err(error),
-        };
-        found.insert(key, answer);
-    }
-    found
-}
-
-/// The templates as people have them now: those of the ConfigMap, or without one those that ship with the binary.
-async fn wanted(client: &Client, namespace: &str) -> kube::Result<Sources> {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let list = within(maps.list(&ListParams::default().fields(&format!("metadata.name={CONFIG_MAP}")))).await?;
-    Ok(list
-        .items
-        .into_iter()
-        .next()
-        .map_or_else(template::built_in, |map| template::sources(map.data.unwrap_or_default())))
-}
-
-/// Judges each template as people have it now, without a record: by a dry run.
-///
-/// # Errors
-///
-/// If they cannot be read.
-pub(crate) async fn examine(
-    client: &Client,
-    cluster: &Cluster,
-    (namespace, vm_namespace): (&str, &str),
-    folder: Option<Sources>,
-) -> kube::Result<BTreeMap<String, Verdict>> {
-    let sources = match folder {
-        Some(sources) => sources,
-        None => wanted(client, namespace).await?,
-    };
-    let secrets = read_secrets(client, namespace, sources.values()).await;
-    let mut verdicts = BTreeMap::new();
-    for (name, source) in &sources {
-        let verdict = match read(vm_namespace, name, source, &secrets) {
-            Ok(template) => show(cluster, name, template).await,
-            Err(refusal) => verdict_of(refusal),
-        };
-        verdicts.insert(name.clone(), verdict);
-    }
-    Ok(verdicts)
-}
-
-/// The templates that are in use: of each the last version that was accepted, as far as that was kept.
-///
-/// # Errors
-///
-/// If they cannot be read.
-pub(crate) async fn in_use(client: &Client, (namespace, vm_namespace): (&str, &str)) -> kube::Result<Templates> {
-    let mut sources = wanted(client, namespace).await?;
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let record = within(maps.get_opt(RECORD)).await?.and_then(|map| map.data).unwrap_or_default();
-    let accepted = template::sources(record).into_iter().filter(|(name, _)| sources.contains_key(name));
-    sources.extend(accepted.collect::<Vec<_>>());
-    let secrets = read_secrets(client, namespace, sources.values()).await;
-    Ok(sources.iter().map(|(name, source)| (name.clone(), read(vm_namespace, name, source, &secrets))).collect())
 }
 
 async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
