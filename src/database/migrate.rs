@@ -45,6 +45,7 @@ pub const MIGRATIONS: &[(&str, &str, &str)] = &[
     ("20261129000200", "leaner_inserts", include_str!("../../sql/20261129000200_leaner_inserts.sql")),
     ("20261129000210", "one_index_less", include_str!("../../sql/20261129000210_one_index_less.sql")),
     ("20261129000300", "bound_params", include_str!("../../sql/20261129000300_bound_params.sql")),
+    ("20261129000400", "refused_rows", include_str!("../../sql/20261129000400_refused_rows.sql")),
 ];
 
 /// The first migration changes nothing, it only refuses. It is run on its own before all else, each time.

@@ -1,6 +1,7 @@
 //! Idle timeouts and warnings: what a touch does and what it does not, and when whoever is near their end is told.
 
 use anyhow::{Result, ensure};
+use cyberdesk_testbed::postgres::SUPERUSER;
 use cyberdesk_testbed::{Caller, Postgres};
 use serde_json::json;
 use uuid::Uuid;
@@ -17,6 +18,7 @@ pub(super) const STORIES: &[Story] = &[
     ("whoever idles is warned, and a touch takes the warning back", |p| Box::pin(idle_warnings(p))),
     ("a paused desktop is ended by no deadline, and only an administrator pauses it", |p| Box::pin(paused(p))),
     ("warnings pass by rows that the app holds, and obey the fence", |p| Box::pin(warnings_yield(p))),
+    ("a row that the app lets nobody write holds up no warning and no repair", |p| Box::pin(refused(p))),
 ];
 
 /// As if so much time had passed since the desktop was last touched and looked at.
@@ -318,5 +320,40 @@ async fn paused(postgres: &Postgres) -> Result<()> {
     ensure!(
         refused.is_err_and(|error| error.as_db_error().is_some_and(|error| error.message().contains("no desktop")))
     );
+    Ok(())
+}
+
+async fn refused(postgres: &Postgres) -> Result<()> {
+    let fixture = Fixture::new(postgres).await?;
+    set(&fixture, "warn_before = '2 days'").await?;
+    let ids = [fixture.insert_running().await?, fixture.insert_running().await?, fixture.insert_running().await?];
+    let locked = ids[1];
+    fixture
+        .app
+        .batch_execute(&format!(
+            "create function public.refuse() returns trigger language plpgsql as
+               $$ begin raise exception 'hands off' using errcode = 'AP001'; end $$;
+             create trigger a_refuse before update on public.cyberdesk_instances for each row
+               when (old.id = '{locked}') execute function public.refuse()"
+        ))
+        .await?;
+    let shown = async |id: Uuid| {
+        let statement = "select warned_at is not null from public.cyberdesk_instances where id = $1";
+        anyhow::Ok(fixture.app.query_one(statement, &[&id]).await?.get::<_, bool>(0))
+    };
+    ensure!(warn(&fixture).await?.0 == 3);
+    ensure!((shown(ids[0]).await?, shown(locked).await?, shown(ids[2]).await?) == (true, false, true));
+    ensure!(warn(&fixture).await? == (0, None), "nor is it tried again at once");
+
+    // Whatever went round the triggers is repaired beside it, and it too when the app lets it be.
+    let around = fixture.database.connect_as(SUPERUSER).await?;
+    around.batch_execute("set session_replication_role = replica").await?;
+    around.execute("update public.cyberdesk_instances set warned_at = null where id = $1", &[&ids[2]]).await?;
+    ensure!(fixture.operator.reconcile().await? == 1);
+    ensure!((shown(locked).await?, shown(ids[2]).await?) == (false, true));
+    fixture.app.batch_execute("drop trigger a_refuse on public.cyberdesk_instances").await?;
+    ensure!(fixture.operator.reconcile().await? == 1);
+    ensure!(shown(locked).await?);
+    ensure!(fixture.operator.reconcile().await? == 0);
     Ok(())
 }
