@@ -78,11 +78,13 @@ fn bare_wish(code: http::StatusCode, headers: &http::HeaderMap) -> Option<u32> {
 ///
 /// If it does not answer, or without a date.
 pub async fn server_time(client: &Client) -> anyhow::Result<Reading> {
+    let asked = Instant::now();
     let request = http::Request::get("/version").body(kube::client::Body::empty())?;
     let answer = tokio::time::timeout(CALL_DEADLINE, client.send(request)).await??;
     let date = answer.headers().get(http::header::DATE).ok_or_else(|| anyhow::anyhow!("the answer has no date"))?;
     let time = jiff::fmt::rfc2822::parse(date.to_str()?)?.timestamp();
-    Ok(Reading { time, at: Instant::now(), slack: Duration::from_secs(1) })
+    let at = Instant::now();
+    Ok(Reading { time, at, slack: at - asked + Duration::from_secs(1) })
 }
 
 #[cfg(test)]

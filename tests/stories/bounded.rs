@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use cyberdesk_testbed::api_proxy::ApiProxy;
 use cyberdesk_testbed::kubevirt;
+use cyberdesk_testbed::postgres::SUPERUSER;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use tokio::time::{Instant, interval};
@@ -51,7 +52,11 @@ async fn a_hot_desktop(world: &World) -> Result<()> {
     let hot = world.running_desktop("1 hour").await?;
     let lines = || anyhow::Ok(world.operator_log()?.lines().filter(|line| line.contains(&hot)).count());
     let writes = || proxy.done("patch", "cyberdesks/status", &hot);
-    let told = async || world.history(&hot).await;
+    let versions = format!(
+        "select concat_ws(' ', c.xmin, d.xmin) from cyberdesk_instances c join cyberdesk.desktop d using (id) where id = '{hot}'"
+    );
+    let observer = world.database.connect_as(SUPERUSER).await?;
+    let written_to = async || anyhow::Ok(observer.query_one(&versions, &[]).await?.get::<_, String>(0));
     let another = async || {
         timed(async {
             let id = world.running_desktop("1 hour").await?;
@@ -61,10 +66,10 @@ async fn a_hot_desktop(world: &World) -> Result<()> {
         .await
     };
     let quiet = another().await?;
-    let (lines_before, writes_before, told_before) = (lines()?, writes(), told().await?);
+    let (lines_before, writes_before, row_before) = (lines()?, writes(), written_to().await?);
 
     let began = Instant::now();
-    let (changes, beside) = flap(world, &hot, another()).await?;
+    let (changes, beside) = flap(world, &hot, least_of_three(another)).await?;
     ensure!(beside < DELAY * quiet, "another desktop's life took {beside:?}, and {quiet:?} before");
     let last = address(changes);
     let settled = async || Ok(world.cr_status(&hot, "ip").await?.as_deref() == Some(last.as_str()));
@@ -76,9 +81,14 @@ async fn a_hot_desktop(world: &World) -> Result<()> {
     ensure!(changes > 2 * most, "{changes} changes are not many enough to tell");
     ensure!(written <= most, "{written} writes of its status for {changes} changes in {seconds} s");
     ensure!(logged <= most + 2, "{logged} lines of the log for {changes} changes in {seconds} s");
-    ensure!(told().await? == told_before, "its row is not touched: {}", told().await?);
+    ensure!(written_to().await? == row_before, "its row is not touched");
     world.request_shutdown(&hot).await?;
     world.until_over(&hot).await.map(drop)
+}
+
+/// The shortest of three in a row: a moment in which the machine stands still is in one of them.
+async fn least_of_three(time: impl AsyncFn() -> Result<Duration>) -> Result<Duration> {
+    Ok(time().await?.min(time().await?).min(time().await?))
 }
 
 /// Changes its VMI again and again for as long as others are at work, and answers how often, and what they answer.
@@ -125,7 +135,7 @@ async fn a_hot_end(world: &World) -> Result<()> {
     // Each lane has a bound of its own: what its end writes into its CR, it is looked at for as for any change.
     let lanes = ["ends", "makes"];
     let (began, before) = (Instant::now(), [looks(lanes[0])?, looks(lanes[1])?]);
-    let (changes, beside) = flap(world, &hot, another()).await?;
+    let (changes, beside) = flap(world, &hot, least_of_three(another)).await?;
     ensure!(beside < DELAY * quiet, "others took {beside:?}, and {quiet:?} before");
     let looked = [looks(lanes[0])? - before[0], looks(lanes[1])? - before[1]];
     let seconds = usize::try_from(began.elapsed().as_secs())? + 1;

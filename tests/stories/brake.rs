@@ -350,7 +350,13 @@ async fn restored_in_place(world: &World) -> Result<()> {
     ensure!(world.operator_log()?.contains("had acknowledged one of"), "it says by what it knows");
     a_life_by_hand(world, "by-hand").await?;
 
-    // What the leader before had been told is in the Lease.
+    // What the leader before had been told is in the Lease: not in a renewal that was on its way, but in the next.
+    let renewed_at =
+        async || anyhow::Ok(leases(world).get("cyberdesk-operator").await?.spec.and_then(|it| it.renew_time));
+    for _ in 0..2 {
+        let before = renewed_at().await?;
+        world.until("the Lease is renewed", async || Ok(renewed_at().await? != before)).await?;
+    }
     let operator = world.kill_operator().await?;
     let told_before = world.operator_log()?.matches("braked: ").count();
     world.revive_operator(operator).await?;

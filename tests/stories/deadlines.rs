@@ -67,7 +67,7 @@ async fn leader_killed(world: &World) -> Result<()> {
 async fn extended_unseen(world: &World) -> Result<()> {
     let leader = world.start_daemon("operator", &[]).await?;
     let id = world.running_desktop("1 hour").await?;
-    world.app("update cyberdesk_instances set timeout_at = now() + interval '3 seconds' where id = $1", &id).await?;
+    world.app("update cyberdesk_instances set timeout_at = now() + interval '10 seconds' where id = $1", &id).await?;
     // As the row is locked, the leader asks again and again, and is stopped while a question is open.
     let app = world.database.connect_as("postgres").await?;
     app.batch_execute("begin; update cyberdesk_instances set timeout_at = timeout_at + interval '1 hour'").await?;

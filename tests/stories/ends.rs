@@ -64,8 +64,11 @@ async fn until_it_runs_again(world: &World, id: &str) -> Result<()> {
 }
 
 async fn drained(world: &World) -> Result<()> {
-    let id = a_desktop(world, json!({ "guest.testbed/shutdown": "5s" }), "Once").await?;
+    let id = a_desktop(world, json!({ "guest.testbed/shutdown": "1m" }), "Once").await?;
     world.guest(&id, "drain").await?;
+    until_told(world, &id, "evicted").await?;
+    let soon = json!({ "metadata": { "annotations": { "guest.testbed/shutdown": "1s" } } });
+    world.vmis().patch(&vm_name(&id), &PatchParams::default(), &Patch::Merge(soon)).await?;
     let row = world.until_over(&id).await?;
     ensure!((row.status.as_str(), row.reason.as_deref()) == ("error", Some("evicted")), "{row:?}");
     Ok(())

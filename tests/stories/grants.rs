@@ -86,7 +86,9 @@ impl std::fmt::Display for Right {
 pub(crate) fn of_the_cluster(testbed: &Testbed) -> Result<()> {
     let mut used = BTreeSet::new();
     let mut refused = BTreeSet::new();
-    for line in std::fs::read_to_string(testbed.control_plane.audit_log())?.lines() {
+    let log = std::fs::read_to_string(testbed.control_plane.audit_log())?;
+    // The last line may be on its way.
+    for line in log.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
         let asked: Asked = serde_json::from_str(line)?;
         let is_ours = asked.user.username.rsplit(':').next() == Some(ACCOUNT);
         let Some(object) = asked.object_ref.filter(|object| is_ours && !object.resource.is_empty()) else { continue };

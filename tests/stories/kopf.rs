@@ -277,11 +277,10 @@ async fn taken_over(world: &World) -> Result<()> {
     world.start_operator(&kopf.settings()).await?;
     let forgotten = world.until_over(&id("forgotten")).await?;
     ensure!(forgotten.reason.as_deref() == Some("timeout"), "its time was over, and nobody had told: {forgotten:?}");
-    world
-        .until("the new one waits", async || {
-            Ok(world.cr_status(&id("new"), "reason").await?.as_deref() == Some("making-paused"))
-        })
-        .await?;
+    for name in ["new", "without-cr", "without-both"] {
+        let waits = async || Ok(world.cr_status(&id(name), "reason").await?.as_deref() == Some("making-paused"));
+        world.until(&format!("{name} waits"), waits).await?;
+    }
 
     let untouched = kopf.writable().await?;
     let (code, told) = kopf.adopt(&[]).await?;
@@ -341,7 +340,7 @@ async fn taken_over(world: &World) -> Result<()> {
     ensure!(kopf.vms().get_opt(&vm_name(&id("new"))).await?.is_some());
     let agree = async || {
         let (_, told) = world.command(&["diff"], &kopf.settings()).await?;
-        ensure!(told.contains("0 of"), "{told}");
+        ensure!(told.contains("\n0 of") || told.starts_with("0 of"), "{told}");
         Ok(true)
     };
     world.until("nothing disagrees", agree).await?;

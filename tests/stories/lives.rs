@@ -3,7 +3,9 @@
 use anyhow::{Result, ensure};
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
+use serde_json::json;
 
+use crate::starts::template;
 use crate::templates::metrics;
 use crate::world::{World, vm_name};
 use crate::{Story, story};
@@ -51,7 +53,7 @@ async fn a_row_becomes_a_running_desktop(world: &World) -> Result<()> {
 
 async fn shutdown_by_sql(world: &World) -> Result<()> {
     // It takes its time, so that it can be seen to stop.
-    world.templates(&[("default.yaml", &stubborn(3))]).await?;
+    world.templates(&[("default.yaml", &stubborn(10))]).await?;
     world.start_operator(&[]).await?;
     let id = world.running_desktop("1 hour").await?;
     world.request_shutdown(&id).await?;
@@ -249,8 +251,13 @@ async fn a_live_migration(world: &World) -> Result<()> {
 }
 
 async fn events_tell_it(world: &World) -> Result<()> {
+    // A guest that is up before anybody has looked was never seen to start.
+    let by_agent = template(json!({ "cyberdesk.io/ready": "agent" }), json!({}), json!({}));
+    world.templates(&[("default.yaml", &by_agent)]).await?;
     world.start_operator(&[]).await?;
-    let id = world.running_desktop("1 hour").await?;
+    let id = world.insert("1 hour").await?;
+    let starts = async || Ok(world.cr_status(&id, "phase").await?.as_deref() == Some("Starting"));
+    world.until("it starts", starts).await?;
     let cr = world.crs().get(&id).await?.metadata.uid;
     let events: Api<Event> = Api::namespaced(world.parts.client.clone(), &world.namespace);
     let told = async || {
@@ -263,7 +270,11 @@ async fn events_tell_it(world: &World) -> Result<()> {
         told.sort();
         anyhow::Ok(told)
     };
-    world.until("they tell of its start", async || Ok(told().await? == ["Normal Running", "Normal Starting"])).await?;
+    world.until("they tell of its start", async || Ok(told().await? == ["Normal Starting"])).await?;
+    let up = async || Ok(world.vmis().get(&vm_name(&id)).await?.data["status"]["phase"] == "Running");
+    world.until("its guest runs", up).await?;
+    world.guest(&id, "agent-connect").await?;
+    world.until("they tell that it runs", async || Ok(told().await? == ["Normal Running", "Normal Starting"])).await?;
     world.guest(&id, "crash").await?;
     world.until_over(&id).await?;
     let whole = ["Normal Running", "Normal Starting", "Warning guest-crashed"];

@@ -59,8 +59,18 @@ async fn strangers(world: &World) -> Result<()> {
     let (stranger, orphan) = (world.running_desktop("1 hour").await?, world.running_desktop("1 hour").await?);
     let of_another = json!({ "metadata": { "annotations": { "cyberdesk.io/database": uuid::Uuid::new_v4() } } });
     let params = PatchParams::default();
-    let uid = world.vms().get(&vm_name(&stranger)).await?.metadata.uid.context("it has a UID")?;
-    world.vms().patch(&vm_name(&stranger), &params, &Patch::Merge(&of_another)).await?;
+    let name = vm_name(&stranger);
+    let uids = async || {
+        let (vm, vmi) = (world.vms().get(&name).await?.metadata, world.vmis().get(&name).await?.metadata);
+        ensure!(vm.deletion_timestamp.is_none() && vmi.deletion_timestamp.is_none(), "it is not touched");
+        Ok([vm.uid.context("it has a UID")?, vmi.uid.context("so has its guest")?])
+    };
+    let before = uids().await?;
+    let its_guests = json!({ "spec": { "template": of_another } });
+    for part in [&of_another, &its_guests] {
+        world.vms().patch(&name, &params, &Patch::Merge(part)).await?;
+    }
+    world.vmis().patch(&name, &params, &Patch::Merge(&of_another)).await?;
     world.crs().patch(&stranger, &params, &Patch::Merge(&of_another)).await?;
     wipe(world, &stranger).await?;
     until_told(world, &stranger, "Stranger").await?;
@@ -68,8 +78,7 @@ async fn strangers(world: &World) -> Result<()> {
     wipe(world, &orphan).await?;
     let gone = async || Ok(!world.left().await?.iter().any(|object| object.contains(&orphan)));
     world.until("an orphan is gone", gone).await?;
-    let vm = world.vms().get(&vm_name(&stranger)).await?;
-    ensure!(vm.metadata.uid.as_ref() == Some(&uid) && vm.metadata.deletion_timestamp.is_none(), "never touched");
+    ensure!(uids().await? == before, "never touched");
     ensure!(world.crs().get_opt(&stranger).await?.is_some());
     Ok(())
 }
@@ -85,6 +94,8 @@ async fn late_secret(world: &World) -> Result<()> {
     secret.metadata.resource_version = None;
     secret.metadata.uid = None;
     world.secrets().create(&PostParams::default(), &secret).await?;
+    // A term sweeps soon after its begin, and then every ten minutes.
+    world.crash_operator().await?;
     world.until("it is removed", async || Ok(world.secrets().get_opt(&name).await?.is_none())).await?;
     ensure!(world.secrets().get_opt(&format!("cyberdesk-{runs}-user-data")).await?.is_some(), "others' stay");
     Ok(())

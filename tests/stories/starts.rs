@@ -25,7 +25,7 @@ pub(crate) fn stories() -> Vec<Story> {
 }
 
 /// A VM with annotations of ours on it, on its guest's, and with more of a spec.
-fn template(ours: Value, guests: Value, spec: Value) -> String {
+pub(crate) fn template(ours: Value, guests: Value, spec: Value) -> String {
     let mut vm = json!({
         "apiVersion": "kubevirt.io/v1",
         "kind": "VirtualMachine",
@@ -107,15 +107,15 @@ async fn stuck_starts(world: &World) -> Result<()> {
             json!({ "guest.testbed/never-ready": "true", "guest.testbed/boot": "300ms" }),
             json!({}),
             "guest-not-ready",
-            "not ready within 12s",
+            "not ready within 30s",
         ),
     ];
     // Time enough to get stuck on a busy machine; all wait at once.
     let mut templates: Vec<(&str, String)> = cases
         .iter()
-        .map(|(name, guest, spec, ..)| (*name, template(within(12), guest.clone(), spec.clone())))
+        .map(|(name, guest, spec, ..)| (*name, template(within(30), guest.clone(), spec.clone())))
         .collect();
-    let agent = json!({ "cyberdesk.io/start-deadline": "12", "cyberdesk.io/ready": "agent" });
+    let agent = json!({ "cyberdesk.io/start-deadline": "30", "cyberdesk.io/ready": "agent" });
     templates.push(("no-agent", template(agent, json!({}), json!({}))));
     with_templates(world, &templates).await?;
     world.start_operator(&[]).await?;
@@ -289,7 +289,7 @@ async fn a_quota_on_vms(world: &World) -> Result<()> {
 async fn a_webhook_is_down(world: &World) -> Result<()> {
     let stuck = json!({ "guest.testbed/never-schedules": "unschedulable" });
     let templates =
-        [("default", template(within(6), json!({}), json!({}))), ("stuck", template(within(600), stuck, json!({})))];
+        [("default", template(within(20), json!({}), json!({}))), ("stuck", template(within(600), stuck, json!({})))];
     with_templates(world, &templates).await?;
     let webhooks = Api::<ValidatingWebhookConfiguration>::all(world.parts.client.clone());
     let down = serde_json::from_value(json!({
@@ -314,8 +314,8 @@ async fn a_webhook_is_down(world: &World) -> Result<()> {
     until_told(world, &id, "cluster-unavailable").await?;
     let stands = async || Ok(seconds_left(world, &id).await?.is_some() && seconds_left(world, &other).await?.is_some());
     world.until("no clock runs, of no start", stands).await?;
-    // Its own deadline of 6 s is long past when a third has come and gone.
-    let third = world.insert("9 seconds").await?;
+    // Its own deadline of 20 s is long past when a third has come and gone.
+    let third = world.insert("25 seconds").await?;
     let row = world.until_over(&third).await?;
     ensure!(row.reason.as_deref() == Some("timeout"), "a deadline is kept all the same: {row:?}");
     let row = world.row(&id).await?;
@@ -330,12 +330,12 @@ async fn a_webhook_is_down(world: &World) -> Result<()> {
 }
 
 async fn kubevirt_is_silent(world: &World) -> Result<()> {
-    with_templates(world, &[("default", template(within(6), json!({}), json!({})))]).await?;
+    with_templates(world, &[("default", template(within(20), json!({}), json!({})))]).await?;
     silence(world).await?;
     world.start_operator(&[]).await?;
     let id = world.insert("1 hour").await?;
     until_told(world, &id, "cluster-unavailable").await?;
-    let third = world.insert("9 seconds").await?;
+    let third = world.insert("25 seconds").await?;
     let row = world.until_over(&third).await?;
     ensure!(row.reason.as_deref() == Some("timeout"), "{row:?}");
     let row = world.row(&id).await?;

@@ -108,7 +108,7 @@ async fn edits(world: &World) -> Result<()> {
             bad.replace("${vm_name}", "${vm_nmae}"),
             "default.yaml:4:19: unknown variable ${vm_nmae}; did you mean ${vm_name}?",
         ),
-        (bad.replace("kind:", "{{{"), "default.yaml:"),
+        (bad.replace("kind:", "{{{"), "default.yaml:3:3: unclosed bracket"),
         (bad.replace("memory:", "memoory:"), "unknown field \"spec.template.spec.domain.memoory\""),
         (bad.replace("runStrategy: Once,", ""), "virtualmachine-validator.kubevirt.io"),
         (bad.replace("runStrategy: Once", "runStrategy: 5"), "runStrategy"),
@@ -169,7 +169,13 @@ async fn webhook_down(world: &World) -> Result<()> {
         "spec": { "runStrategy": "Halted", "template": { "spec": { "domain": { "devices": {} } } } } });
     let sample = serde_json::from_value(sample)?;
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-    let is_down = async || Ok(world.vms().create(&dry_run, &sample).await.is_err());
+    let is_down = async || {
+        Ok(world
+            .vms()
+            .create(&dry_run, &sample)
+            .await
+            .is_err_and(|error| error.to_string().contains("nobody.example.com")))
+    };
     world.until("the webhook is asked", is_down).await?;
 
     edit(world, &[("default.yaml", &marked("second"))]).await?;

@@ -11,6 +11,8 @@
 //!   `PodTerminating` and `PodNotExists` is seen depends on when the pod ends and on when each controller looks;
 //! - which finalizer a deleted VMI had last, and whether it was called ready to the end, is not compared: its two
 //!   controllers let go independently, sometimes before one has looked;
+//! - nor is whether `Synchronized` still says at a guest's end why it never ran: its pod's end takes that away, and
+//!   the VMI may be gone before anybody has looked;
 //! - whether an orphaning VM still sees its VMI is not compared: the garbage collector takes that away and lets go;
 //! - how far a VM had come when it was deleted while it started is not compared: the user was a race, too;
 //! - before its first condition, a VM's printableStatus is not compared: the CRD's default `Stopped` appears with the
@@ -62,6 +64,13 @@ fn without_races(event: &Event) -> Event {
     let over = event.is_final() || ["Terminating", "Stopped", "CrashLoopBackOff"].contains(&event.state.as_str());
     if over && event.condition("Ready").is_some_and(|ready| GONE.contains(&ready)) {
         set_ready(&mut event, "gone");
+    }
+    let goes = match event.kind {
+        Kind::Vm => event.deleting && event.state == "Terminating" && event.condition("Ready") == Some("gone"),
+        Kind::Vmi => event.is_final() || event.sign == '-',
+    };
+    if goes {
+        event.conditions.retain(|(name, _)| name != "Synchronized");
     }
     match event.kind {
         Kind::Vm if event.conditions.is_empty() => event.state.clear(),

@@ -161,7 +161,8 @@ impl Side {
         let (scratch, part) = (Scratch::new()?, Progress::quiet().part("kubernetes"));
         let control_plane = ControlPlane::start(Default::default(), &scratch, &part).await?;
         // Ends slowly enough for every controller to look in between, also on a busy machine.
-        let speed = Speed { pod_end: Duration::from_secs(1), ..Speed::RECORDED };
+        let (bind, pod_end) = (Duration::from_secs(1), Duration::from_secs(1));
+        let speed = Speed { bind, pod_end, ..Speed::RECORDED };
         let node = NodeConfig { speed, ..NodeConfig::default() };
         let players = Players::start(who, &control_plane, &scratch, (SimulatorConfig::default(), node), &part).await?;
         Ok(Self { client: control_plane.client().await?, _players: players, _control_plane: control_plane })
