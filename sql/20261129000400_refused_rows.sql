@@ -1,42 +1,47 @@
 -- Warnings and repairs are written for many rows at once. One that the app's own triggers or checks refuse holds up no
--- other: the rest is written without it, and it is tried again by each repair.
+-- other: the rest is written without it, and it is tried again by each repair. (A constraint trigger of the app's that
+-- is deferred refuses all, at the commit.)
 
-create function cyberdesk.mirror(ids uuid[]) returns bigint
+create function cyberdesk.mirror(ids uuid[], is_part boolean default false, out mirrored bigint, out refused bigint, out one uuid, out why text)
   language plpgsql security definer set search_path = '' as
 $$
 declare
-  one uuid;
-  mirrored bigint := 0;
+  half constant int := cardinality(ids) / 2;
+  other record;
 begin
+  refused := 0;
   -- An update that changes nothing: the guard takes over what the private row says.
   begin
     update public.cyberdesk_instances c set updated_at = c.updated_at where c.id = any (ids);
     get diagnostics mirrored = row_count;
-    return mirrored;
+    return;
   exception when others then
     if sqlstate ~ '^(08|25|28|3D|3F|40|53|55|57|58|CD|XX)' then
       raise; -- no row's fault
     end if;
+    why := sqlerrm;
   end;
-  foreach one in array ids loop
-    begin
-      update public.cyberdesk_instances c set updated_at = c.updated_at where c.id = one;
-      if found then
-        mirrored := mirrored + 1;
-      end if;
-    exception when others then
-      if sqlstate ~ '^(08|25|28|3D|3F|40|53|55|57|58|CD|XX)' then
-        raise;
-      end if;
-      raise warning 'a trigger or check of the app''s refuses what is to be shown in its row %: %', one, sqlerrm;
-    end;
-  end loop;
-  return mirrored;
+  if half = 0 then
+    mirrored := 0;
+    refused := cardinality(ids);
+    one := ids[1];
+  else
+    select m.mirrored, m.refused, m.one, m.why into mirrored, refused, one, why from cyberdesk.mirror(ids[:half], true) m;
+    select m.mirrored, m.refused, m.one, m.why into other from cyberdesk.mirror(ids[half + 1:], true) m;
+    mirrored := mirrored + other.mirrored;
+    refused := refused + other.refused;
+    one := coalesce(one, other.one);
+    why := coalesce(why, other.why);
+  end if;
+  if not is_part and refused > 0 then
+    raise warning 'what is to be shown in % rows is refused by triggers or checks of the app''s; in row %: %', refused, one, why;
+  end if;
 end
 $$;
-comment on function cyberdesk.mirror(uuid[]) is
-  'Has these rows show what their private rows say. In how many it could: those that the app''s triggers or checks refuse stay as they are.';
-revoke all on function cyberdesk.mirror(uuid[]) from public;
+comment on function cyberdesk.mirror(uuid[], boolean) is
+  'Has these rows show what their private rows say. In how many it could; and how many the app''s triggers or checks refuse, which stay as they are, '
+  'one of them and why. The caller holds the locks.';
+revoke all on function cyberdesk.mirror(uuid[], boolean) from public;
 
 create or replace function cyberdesk.warn(epoch bigint, token uuid, max int)
   returns table (warned bigint, next_in_seconds double precision)
@@ -121,6 +126,6 @@ begin
      order by c.id
      limit 10000
        for no key update of c skip locked);
-  return repaired + cyberdesk.mirror(differing);
+  return repaired + (select m.mirrored from cyberdesk.mirror(differing) m);
 end
 $$;

@@ -192,10 +192,19 @@ impl Templates {
         Self { named: BTreeMap::new(), unread: Some(not_read(why)) }
     }
 
-    /// Whether a desktop may have to wait until more is known of them.
-    pub fn keep_waiting(&self) -> bool {
-        self.unread.is_some()
-            || self.named.values().flat_map(|template| template.as_ref().err()).any(Refusal::is_for_now)
+    /// Why desktops have to wait until more is known of them, if any do.
+    pub fn not_known(&self) -> impl Iterator<Item = &Refusal> {
+        let named = self.named.values().filter_map(|template| template.as_ref().err());
+        self.unread.iter().chain(named.filter(|refusal| refusal.is_for_now()))
+    }
+
+    /// Whether a desktop that had to wait before need not any more.
+    pub fn know_more_than(&self, before: &Self) -> bool {
+        let is_known = |of: &Self, name: &String| {
+            of.unread.is_none() && of.named.get(name).is_none_or(|it| !it.as_ref().is_err_and(Refusal::is_for_now))
+        };
+        before.unread.is_some() && self.unread.is_none()
+            || before.named.keys().any(|name| !is_known(before, name) && is_known(self, name))
     }
 
     /// What is wrong with each template that cannot be used.

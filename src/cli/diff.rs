@@ -70,8 +70,11 @@ fn compare(survey: &Survey) -> Report {
     let mut unseen = vec![];
     unseen.extend(survey.database.as_ref().err().map(|why| format!("the database: {why}")));
     unseen.extend(survey.cluster.as_ref().err().map(|why| format!("the cluster: {why}")));
-    let templates = survey.cluster.as_ref().ok().and_then(|objects| objects.templates.as_ref().err());
-    unseen.extend(templates.map(|why| format!("the templates: {why}")));
+    match survey.cluster.as_ref().map(|objects| &objects.templates) {
+        Ok(Ok(templates)) => unseen.extend(templates.not_known().map(|refusal| refusal.message.clone())),
+        Ok(Err(why)) => unseen.push(format!("the templates: {why}")),
+        Err(_) => (),
+    }
     let keys = survey.keys();
     Report {
         desktops: keys.len(),

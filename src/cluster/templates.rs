@@ -7,11 +7,11 @@
 //!
 //! An API server or webhook that does not answer says nothing about a template. It is asked again; meanwhile the last
 //! good version stays in use or, where there is none, the new one: making a VM then is the check. One whose Secret
-//! cannot be read is not known: its desktops wait, and others do not.
+//! cannot be read stays as it was read before; if it never was by this leader, its desktops wait, and others do not.
 
 mod verdict;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ use crate::names::MANAGER;
 use crate::operator::Operator;
 use crate::reason::cut;
 use crate::telemetry::chain;
-use crate::template::{self, Source, Sources, Template, Templates, bad_template, not_read};
+use crate::template::{self, Refusal, Source, Sources, Template, Templates, bad_template, not_read};
 use verdict::{Secrets, read, read_secrets, show};
 pub(crate) use verdict::{Verdict, examine, in_use};
 
@@ -231,8 +231,9 @@ impl<'a> Keeper<'a> {
             conditions.insert(name.clone(), Condition::of(name, source, &verdict));
             // After a restart there is only the record. What a Secret held that was spoilt since, only memory has.
             let last_good = || {
-                let recorded = || read(self.vm_namespace, name, self.accepted.get(name)?, &secrets).ok();
-                self.good.get(name).cloned().or_else(recorded)
+                let recorded = || Some(read(self.vm_namespace, name, self.accepted.get(name)?, &secrets));
+                let good = self.good.get(name).cloned().map(Ok).or_else(recorded);
+                good.filter(|good| good.as_ref().err().is_none_or(Refusal::is_for_now))
             };
             let template = match verdict {
                 Verdict::Accepted(template, _) => {
@@ -240,19 +241,20 @@ impl<'a> Keeper<'a> {
                     self.good.insert(name.clone(), template.clone());
                     Ok(template)
                 }
-                Verdict::Refused(fault) => last_good().ok_or_else(|| bad_template(cut(fault))),
+                Verdict::Refused(fault) => last_good().unwrap_or_else(|| Err(bad_template(cut(fault)))),
                 Verdict::Unchecked(template, why) => {
                     unchecked = true;
-                    last_good().or(template).ok_or_else(|| not_read(cut(why)))
+                    last_good().unwrap_or_else(|| template.ok_or_else(|| not_read(cut(why))))
                 }
             };
             templates.insert(name.clone(), template);
         }
         self.accepted.retain(|name, _| wanted.sources().contains_key(name));
         self.good.retain(|name, _| wanted.sources().contains_key(name));
-        let usable = templates.iter().filter(|(_, template)| template.is_ok()).map(|(name, _)| name.clone()).collect();
+        let unusable =
+            templates.iter().filter_map(|(name, it)| Some((name.clone(), it.as_ref().err()?.clone()))).collect();
         self.publish(templates.into_iter().collect());
-        self.tell(wanted, conditions, &usable).await;
+        self.tell(wanted, conditions, &unusable).await;
         let recorded = !has_record || self.write_record(wanted).await;
         let refused = self.conditions.values().any(|condition| !condition.accepted());
         match (unchecked || !recorded, secrets.is_empty(), refused) {
@@ -266,8 +268,9 @@ impl<'a> Keeper<'a> {
 
     /// Takes these into use.
     fn publish(&self, templates: Templates) {
-        let before = self.operator.templates.send_replace(Some(Arc::new(templates)));
-        if before.is_some_and(|before| before.keep_waiting()) {
+        let templates = Arc::new(templates);
+        let before = self.operator.templates.send_replace(Some(templates.clone()));
+        if before.is_some_and(|before| templates.know_more_than(&before)) {
             // Each desktop that waits for its template has a CR.
             self.operator.wake_cluster();
         }
@@ -295,7 +298,13 @@ impl<'a> Keeper<'a> {
     }
 
     /// Tells what is new, in the log, as Events on the ConfigMap, and in figures.
-    async fn tell(&mut self, wanted: &Wanted, mut conditions: BTreeMap<String, Condition>, usable: &BTreeSet<String>) {
+    /// `unusable`: why it has to be done without, of those that are not in use.
+    async fn tell(
+        &mut self,
+        wanted: &Wanted,
+        mut conditions: BTreeMap<String, Condition>,
+        unusable: &BTreeMap<String, Refusal>,
+    ) {
         let time = server_time(self.client).await.ok().map(|reading| reading.time);
         for (name, condition) in &mut conditions {
             let before = self.conditions.get(name);
@@ -304,7 +313,7 @@ impl<'a> Keeper<'a> {
             if since.is_some_and(|before| (&before.hash, &before.message) == (&condition.hash, &condition.message)) {
                 continue;
             }
-            let (kind, note) = match (condition.status.as_str(), usable.contains(name)) {
+            let (kind, note) = match (condition.status.as_str(), unusable.get(name)) {
                 ("True", _) if condition.message.is_empty() => {
                     (EventType::Normal, format!("template {name} is in use"))
                 }
@@ -312,10 +321,14 @@ impl<'a> Keeper<'a> {
                     EventType::Warning,
                     format!("template {name} is in use; the API server warns: {}", condition.message),
                 ),
-                ("False", true) => {
+                ("False", None) => {
                     (EventType::Warning, format!("{}. The last good version stays in use", condition.message))
                 }
-                ("False", false) => {
+                ("False", Some(refusal)) if refusal.is_for_now() => (
+                    EventType::Warning,
+                    format!("{}. Its last good version waits: {}", condition.message, refusal.message),
+                ),
+                ("False", Some(_)) => {
                     (EventType::Warning, format!("{}. There is no good version of it to use", condition.message))
                 }
                 _ => (EventType::Warning, format!("template {name} cannot be checked: {}", condition.message)),

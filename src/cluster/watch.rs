@@ -57,6 +57,7 @@ where
                 }
             }
             Ok(Event::Apply(object)) => {
+                to_tell = false;
                 let (Some(key), seen) = (object.key(), object.seen()) else {
                     continue;
                 };
@@ -66,6 +67,7 @@ where
                 }
             }
             Ok(Event::Delete(object)) => {
+                to_tell = false;
                 if let Some(key) = object.key() {
                     cache.remove(&key, version(object.meta()));
                     queue.wake(&key, Lane::Ends);

@@ -274,7 +274,7 @@ async fn templates(client: &Client, places: &Places) -> kube::Result<Finding> {
     let names = (places.namespace.as_str(), places.vm_namespace.as_str());
     let verdicts = templates::examine(client, &cluster, names, places.folder.clone()).await?;
     let edit = format!("kubectl edit configmap cyberdesk-vm-template -n {}", places.namespace);
-    let (mut refused, mut warned) = (vec![], vec![]);
+    let (mut refused, mut warned, mut untried) = (vec![], vec![], vec![]);
     for (name, verdict) in &verdicts {
         match verdict {
             templates::Verdict::Accepted(_, warnings) if warnings.is_empty() => (),
@@ -282,15 +282,14 @@ async fn templates(client: &Client, places: &Places) -> kube::Result<Finding> {
                 warned.push(Fault::new(format!("{name}: the API server warns: {}", warnings.join("; ")), &edit));
             }
             templates::Verdict::Refused(why) => refused.push(Fault::new(why, &edit)),
-            templates::Verdict::Unchecked(_, why) => {
-                return Ok(TEMPLATES.unseen(format!("{name} cannot be tried: {why}")));
-            }
+            templates::Verdict::Unchecked(_, why) => untried.push(format!("{name} cannot be tried: {why}")),
         }
     }
     let names: Vec<&str> = verdicts.keys().map(String::as_str).collect();
-    Ok(match refused.is_empty() {
-        false => TEMPLATES.faults(Verdict::Failure, refused, ""),
-        true => TEMPLATES.faults(
+    Ok(match (refused.is_empty(), untried.is_empty()) {
+        (false, _) => TEMPLATES.faults(Verdict::Failure, refused, ""),
+        (true, false) => TEMPLATES.unseen(untried.join("; ")),
+        (true, true) => TEMPLATES.faults(
             Verdict::Warning,
             warned,
             format!("the API server takes what they make: {}", names.join(", ")),

@@ -105,7 +105,8 @@ impl Desktop<'_> {
         let held_back = paused || throttled.is_some() || unread.is_some();
 
         let stopped = ran && vm.is_some_and(|vm| is_stopped(vm, vmi));
-        let under_way = !stopped && (failure.is_some() || vm.is_some() && (!ran || self.is_restarting(vmi)));
+        let held_up = wanted && held_back && recorded.is_some();
+        let under_way = !stopped && (failure.is_some() || held_up || vm.is_some() && (!ran || self.is_restarting(vmi)));
         let clock = under_way.then(|| {
             let clock = recorded.cloned().unwrap_or_else(|| parts.new_clock());
             let fleet = Standing { trouble: cluster.clone(), ..view.fleet.clone() };

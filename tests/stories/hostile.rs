@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::health::told;
 use crate::starts::ready_within;
-use crate::templates::{TAKES_USER_DATA, with_cloud_init};
+use crate::templates::{TAKES_USER_DATA, edit, until_condition, with_cloud_init};
 use crate::world::{World, vm_name};
 use crate::{Story, story};
 
@@ -30,6 +30,7 @@ pub(crate) fn stories() -> Vec<Story> {
         story("hostile: a guest that became ready unseen is not given up", ready_unseen),
         story("hostile: templates are followed though their watch was too old", templates_too_old),
         story("hostile: a Secret that cannot be read holds up its own template, and no other", secret_unread),
+        story("hostile: a last good version whose Secret cannot be read is waited for", last_good_unread),
         story("hostile: without the templates what ends ends, and what is to be made waits", templates_unread),
         story("hostile: without KubeVirt's kinds it waits and ends nothing, at the start and later", without_kubevirt),
     ]
@@ -346,12 +347,17 @@ async fn templates_too_old(world: &World) -> Result<()> {
     world.until("what is made is of the new template", followed).await
 }
 
-async fn secret_unread(world: &World) -> Result<()> {
+/// A template that takes its user data from a Secret that there is.
+async fn of_a_secret(world: &World) -> Result<String> {
     let secret = json!({
         "metadata": { "name": "cyberdesk-vm-user-data" }, "stringData": { "userdata": "#!/bin/sh\necho ${vm_name}\n" },
     });
     world.secrets().create(&PostParams::default(), &serde_json::from_value(secret)?).await?;
-    let of_a_secret = with_cloud_init("userDataFrom: {secret: cyberdesk-vm-user-data}", TAKES_USER_DATA);
+    Ok(with_cloud_init("userDataFrom: {secret: cyberdesk-vm-user-data}", TAKES_USER_DATA))
+}
+
+async fn secret_unread(world: &World) -> Result<()> {
+    let of_a_secret = of_a_secret(world).await?;
     world.templates(&[("default.yaml", &ready_within(600)), ("kept.yaml", &of_a_secret)]).await?;
     let proxy = ApiProxy::start(&world.parts.testbed.control_plane).await?;
     // As when what its Secrets are encrypted with is away.
@@ -375,6 +381,28 @@ async fn secret_unread(world: &World) -> Result<()> {
     world.until_status(&waits, "running").await?;
     ensure!(world.row(&waits).await?.message.is_none(), "nothing keeps it any more");
     Ok(())
+}
+
+async fn last_good_unread(world: &World) -> Result<()> {
+    let good = of_a_secret(world).await?;
+    edit(world, &[("default.yaml", &good)]).await?;
+    let proxy = start(world, &[]).await?;
+    world.running_desktop("1 hour").await?;
+    proxy.always(Fault::Answer(Answer::status(500, "InternalError")), |call| call.is("get", "secrets"));
+    edit(world, &[("default.yaml", &good.replace("kind:", "{{{"))]).await?;
+    until_condition(world, "default", "False", "unclosed bracket").await?;
+    world.operator_says("cannot read the Secrets").await?;
+    // This leader knows what it held, and the next one does not.
+    world.running_desktop("1 hour").await?;
+    world.crash_operator().await?;
+    let waits = world.insert("1 hour").await?;
+    world.apply_cr("by-hand", json!({ "timeoutMs": 3_600_000 })).await?;
+    until_told(world, &waits, "cluster-unavailable: default.yaml: the Secret").await?;
+    let phase = async |phase: &str| Ok(world.cr_status("by-hand", "phase").await?.as_deref() == Some(phase));
+    world.until("the one by hand waits too", async || phase("Pending").await).await?;
+    proxy.lift_all();
+    world.until_status(&waits, "running").await?;
+    world.until("the one by hand runs", async || phase("Running").await).await
 }
 
 async fn templates_unread(world: &World) -> Result<()> {

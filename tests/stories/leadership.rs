@@ -67,7 +67,8 @@ async fn handed_over(world: &World) -> Result<()> {
     leader.signal(Signal::TERM)?;
     leader.ended().await?;
     let (holder, _) = lease(world).await?;
-    let gave_up = std::fs::read_to_string(world.log("a"))?.contains("runs out by itself");
+    let gave_up =
+        std::fs::read_to_string(world.log("a"))?.contains("the API server does not answer: the Lease runs out");
     ensure!(holder.as_deref() != Some("a") || gave_up, "the leader gave its Lease back before it ended");
     until_leads(world, "b").await?;
     ensure!(until_one_epoch(world).await? > before, "each term has an epoch of its own");

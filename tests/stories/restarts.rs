@@ -104,8 +104,8 @@ async fn told_to_stop(world: &World) -> Result<()> {
     world.start_operator(&[]).await?;
     let id = world.running_desktop("1 hour").await?;
     let took = timed(world.stop_operator()).await?;
-    // What the Deployment gives it (terminationGracePeriodSeconds).
-    ensure!(took < Duration::from_secs(10), "it took {took:?}");
+    // Half of what the Deployment gives it (terminationGracePeriodSeconds).
+    ensure!(took < Duration::from_secs(5), "it took {took:?}");
     ensure!(world.row(&id).await?.status == "running" && world.left().await?.len() == 4, "the desktop lives on");
     Ok(())
 }

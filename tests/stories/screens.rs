@@ -79,8 +79,13 @@ async fn one_story(world: &World) -> Result<()> {
         };
         world.until(&format!("the story of {id} is told"), holds).await
     };
-    let alive =
-        ["row        running", "cyberdesk  Running", "in 5", "row        created: pending", "next       its deadline"];
+    let alive = [
+        "row        running",
+        "cyberdesk  Running",
+        "in 59 m",
+        "row        created: pending",
+        "next       its deadline",
+    ];
     tells(&id, &alive).await?;
     // A person types no more than they must.
     tells(&id[..8], &["row        running", "Started: ", "Running: its guest is ready"][..1]).await?;

@@ -39,7 +39,7 @@ spec: {{runStrategy: Once, template: {{spec: {{domain: {{memory: {{guest: 64Mi}}
 }
 
 /// Writes the ConfigMap as `kubectl apply` does.
-async fn edit(world: &World, files: &[(&str, &str)]) -> Result<()> {
+pub(crate) async fn edit(world: &World, files: &[(&str, &str)]) -> Result<()> {
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "cyberdesk-vm-template" },
         "data": files.iter().copied().collect::<BTreeMap<_, _>>(),
@@ -64,7 +64,7 @@ async fn condition(world: &World, template: &str) -> Result<(String, String)> {
     Ok((text("status"), text("message")))
 }
 
-async fn until_condition(world: &World, template: &str, status: &str, words: &str) -> Result<()> {
+pub(crate) async fn until_condition(world: &World, template: &str, status: &str, words: &str) -> Result<()> {
     let holds = async || {
         let (found, message) = condition(world, template).await?;
         Ok(found == status && message.contains(words))

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::ListParams;
 use kube::{Api, Client};
@@ -23,7 +24,7 @@ pub(crate) enum Verdict {
     Accepted(Arc<Template>, Vec<String>),
     /// It cannot.
     Refused(String),
-    /// Nobody could be asked; not even for all of it, where there is none.
+    /// Nobody could be asked. Without a template, its Secret could not be read.
     Unchecked(Option<Arc<Template>>, String),
 }
 
@@ -48,8 +49,7 @@ pub(super) fn read(
     }
     let look_up = |key: &SecretKey| match secrets.get(key) {
         Some(Ok(answer)) => answer.clone(),
-        Some(Err(error)) => Err(chain(error).to_string()),
-        None => Err("its Secret was not read".to_owned()),
+        _ => Err("its Secret was not read".to_owned()),
     };
     Template::read(vm_namespace, name, source, look_up).map(Arc::new)
 }
@@ -73,7 +73,7 @@ pub(super) async fn show(cluster: &Cluster, name: &str, template: Arc<Template>)
     Verdict::Accepted(template, warnings.into_iter().collect())
 }
 
-/// Reads what the Secrets hold that these name.
+/// Reads what the Secrets hold that these name, all at once: one that hangs holds up no other.
 pub(super) async fn read_secrets<'s>(
     client: &Client,
     namespace: &str,
@@ -81,8 +81,7 @@ pub(super) async fn read_secrets<'s>(
 ) -> Secrets {
     let keys: BTreeSet<SecretKey> = sources.filter_map(template::secret).collect();
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let mut found = BTreeMap::new();
-    for key in keys {
+    let read = keys.into_iter().map(async |key| {
         let answer = match within(api.get_opt(&key.secret)).await {
             Ok(Some(secret)) => Ok(secret
                 .data
@@ -96,9 +95,9 @@ pub(super) async fn read_secrets<'s>(
             ))),
             Err(error) => Err(error),
         };
-        found.insert(key, answer);
-    }
-    found
+        (key, answer)
+    });
+    join_all(read).await.into_iter().collect()
 }
 
 /// The templates as people have them now: those of the ConfigMap, or without one those that ship with the binary.

@@ -456,3 +456,19 @@ fn a_cr_shows_until_when_it_must_be_ready() {
     let wait = starting(100, untouched, Present(vmi(VmiPhase::Scheduling, false))).plan().wait;
     assert_eq!(wait, Some(Duration::from_secs(500)), "and is looked at then");
 }
+
+#[test]
+fn the_clock_of_a_start_that_is_held_up_keeps_the_time_that_is_left() {
+    let clock = StartClock { since: at(-5), deadline: Some(at(95)), seconds_left: None };
+    let to_make = || Situation::of_row(row(), Present(row_cr()), Absent, Absent);
+    let held_up = [
+        Situation { paused: true, ..to_make() },
+        // A leader that has just begun, and has not tried to make it yet.
+        Situation { templates: Templates::unread(), ..to_make() },
+    ];
+    for situation in held_up {
+        let situation = with_status(situation, |status| status.start_clock = Some(clock.clone()));
+        let kept = written_status(&situation).expect("it says what it waits for").start_clock;
+        assert_eq!(kept, Some(StartClock { since: noon().cluster, deadline: None, seconds_left: Some(95) }));
+    }
+}

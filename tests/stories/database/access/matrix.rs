@@ -106,7 +106,7 @@ pub(super) const MATRIX: &[Line] = &[
     ("function cyberdesk.inserted()", NOBODY),
     ("function cyberdesk.lock_desktops(uuid[])", NOBODY),
     ("function cyberdesk.may_act_for(uuid)", NOBODY),
-    ("function cyberdesk.mirror(uuid[])", NOBODY),
+    ("function cyberdesk.mirror(uuid[],boolean)", NOBODY),
     ("function cyberdesk.move_deadlines(uuid[])", NOBODY),
     ("function cyberdesk.next_status(public.instance_status,public.instance_status,boolean)", NOBODY),
     ("function cyberdesk.project()", NOBODY),
