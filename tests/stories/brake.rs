@@ -12,6 +12,8 @@ use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::{Resource, ResourceExt};
 use serde_json::json;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::scale::many;
 use crate::world::{World, vm_name};
@@ -33,18 +35,36 @@ pub(crate) fn stories() -> Vec<Story> {
 
 // ----- databases that take each other's place
 
+/// Ends all sessions of a database that lets nobody in any more.
+async fn cut(admin: &Client, database: &str) -> Result<()> {
+    let cut =
+        format!("select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity where datname = '{database}'");
+    // Who was just being let in is seen by a later look.
+    while admin.query_one(&cut, &[]).await?.get::<_, i64>(0) > 0 {}
+    Ok(())
+}
+
 /// Does something that bears no session of a database, then lets them in again.
 async fn without_sessions(databases: &[&str], world: &World, statements: &str) -> Result<()> {
     let aside = world.parts.testbed.postgres.database().await?;
     let admin = aside.connect_as(SUPERUSER).await?;
     for name in databases {
         admin.batch_execute(&format!("alter database {name} allow_connections false")).await?;
-        let cut = format!("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{name}'");
-        admin.batch_execute(&cut).await?;
     }
     // Each by itself: some bear no transaction.
     for statement in statements.split(';').filter(|statement| !statement.trim().is_empty()) {
-        admin.batch_execute(statement).await.context(statement.to_owned())?;
+        let done = async || {
+            for name in databases {
+                cut(&admin, name).await?;
+            }
+            match admin.batch_execute(statement).await {
+                Ok(()) => Ok(true),
+                // One got in before the door was shut, and was not to be seen yet.
+                Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) => Ok(false),
+                Err(error) => Err(error).context(statement.to_owned()),
+            }
+        };
+        world.until(statement, done).await?;
     }
     Ok(())
 }
@@ -104,10 +124,9 @@ async fn restore_in_place(world: &World) -> Result<()> {
     let here = world.database.name();
     let aside = world.parts.testbed.postgres.database().await?;
     let admin = aside.connect_as(SUPERUSER).await?;
-    let cut = format!("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{here}'");
     // Superusers are let in all the same.
     admin.batch_execute(&format!("alter database {here} connection limit 0")).await?;
-    admin.batch_execute(&cut).await?;
+    cut(&admin, here).await?;
     as_superuser(world, PUT_BACK).await?;
     admin.batch_execute(&format!("alter database {here} connection limit -1")).await?;
     world.reconnect().await
