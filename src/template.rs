@@ -200,11 +200,9 @@ impl Templates {
 
     /// Whether a desktop that had to wait before need not any more.
     pub fn know_more_than(&self, before: &Self) -> bool {
-        let is_known = |of: &Self, name: &String| {
-            of.unread.is_none() && of.named.get(name).is_none_or(|it| !it.as_ref().is_err_and(Refusal::is_for_now))
-        };
-        before.unread.is_some() && self.unread.is_none()
-            || before.named.keys().any(|name| !is_known(before, name) && is_known(self, name))
+        let waits = |it: &Result<_, Refusal>| it.as_ref().is_err_and(Refusal::is_for_now);
+        before.unread.is_some()
+            || before.named.iter().any(|(name, it)| waits(it) && !self.named.get(name).is_some_and(waits))
     }
 
     /// What is wrong with each template that cannot be used.

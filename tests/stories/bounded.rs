@@ -128,16 +128,17 @@ async fn a_hot_end(world: &World) -> Result<()> {
     let another = async || timed(async { until_deleted(&world.running_desktop("1 hour").await?).await }).await;
     let quiet = another().await?;
     until_deleted(&hot).await?;
-    let looks = |lane: &str| {
-        let (looked, log) = (format!("looked desktop={hot} lane=\"{lane}\""), world.operator_log()?);
-        anyhow::Ok(log.lines().filter(|line| line.contains(&looked)).count())
-    };
     // Each lane has a bound of its own: what its end writes into its CR, it is looked at for as for any change.
-    let lanes = ["ends", "makes"];
-    let (began, before) = (Instant::now(), [looks(lanes[0])?, looks(lanes[1])?]);
+    let looks = || {
+        let log = world.operator_log()?;
+        let of = |lane| format!("looked desktop={hot} lane=\"{lane}\"");
+        anyhow::Ok(["ends", "makes"].map(|lane| log.matches(&of(lane)).count()))
+    };
+    let (began, before) = (Instant::now(), looks()?);
     let (changes, beside) = flap(world, &hot, least_of_three(another)).await?;
     ensure!(beside < DELAY * quiet, "others took {beside:?}, and {quiet:?} before");
-    let looked = [looks(lanes[0])? - before[0], looks(lanes[1])? - before[1]];
+    let after = looks()?;
+    let looked = [after[0] - before[0], after[1] - before[1]];
     let seconds = usize::try_from(began.elapsed().as_secs())? + 1;
     let most = BURST + seconds;
     ensure!(changes > 2 * most, "{changes} changes are not many enough to tell");

@@ -167,7 +167,7 @@ async fn four_connections(world: &World) -> Result<()> {
         let mut now = open().await?;
         // The server takes a moment to let one go that was closed.
         let few = async || Ok(open().await? <= 4);
-        if now > 4 && world.until_within(Duration::from_secs(3), "no more than four are open", few).await.is_ok() {
+        if now > 4 && world.until_within(Duration::from_secs(1), "no more than four are open", few).await.is_ok() {
             now = 4;
         }
         most.set(most.get().max(now));

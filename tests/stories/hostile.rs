@@ -1,5 +1,6 @@
 //! An API server that is away, slow or hostile: no row fails for it, and what was asked is done once when it is back.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -85,6 +86,13 @@ async fn ended(world: &World, proxy: &ApiProxy, id: &str, deletes: usize) -> Res
         let done = proxy.done(verb, "virtualmachines", &vm_name(id));
         ensure!((1..=most).contains(&done), "{most} {verb} of the VM of {id} at the most, and not {done}");
     }
+    let log = proxy.log();
+    let deleted = log.iter().filter(|passed| passed.call.is("delete", "virtualmachines"));
+    let meant: BTreeSet<String> = deleted
+        .filter(|passed| passed.call.name == vm_name(id))
+        .map(|passed| passed.call.json()["preconditions"]["uid"].to_string())
+        .collect();
+    ensure!(meant.len() == 1 && !meant.contains("null"), "each delete means the one VM that was made: {meant:?}");
     Ok(())
 }
 

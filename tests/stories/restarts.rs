@@ -104,8 +104,7 @@ async fn told_to_stop(world: &World) -> Result<()> {
     world.start_operator(&[]).await?;
     let id = world.running_desktop("1 hour").await?;
     let took = timed(world.stop_operator()).await?;
-    // Half of what the Deployment gives it (terminationGracePeriodSeconds).
-    ensure!(took < Duration::from_secs(5), "it took {took:?}");
+    ensure!(took < Duration::from_secs(3), "it took {took:?}");
     ensure!(world.row(&id).await?.status == "running" && world.left().await?.len() == 4, "the desktop lives on");
     Ok(())
 }

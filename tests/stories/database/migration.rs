@@ -187,8 +187,7 @@ async fn takeover(postgres: &Postgres) -> Result<()> {
 }
 
 /// The app's sessions fail when they wait for a lock for longer: a migration waits for one a fifth of a second at a time.
-/// What it holds then, it holds for as long as a busy machine has it.
-const BRIEFLY: &str = "set lock_timeout = '10s'";
+const BRIEFLY: &str = "set lock_timeout = '3s'";
 
 async fn live_takeover(postgres: &Postgres) -> Result<()> {
     let database = postgres.supabase_database().await?;
